@@ -1,0 +1,31 @@
+# make demo   set up, then train a small real model with and without a fault and analyse both
+# make test   set up, then the fast tests (under 10 minutes on two cores)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/stabkit demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
+
+# mypy reads the built wheel: there the packages lie where they are imported from.
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	rm -rf build/types && mkdir -p build/types
+	$(BIN)/python -m pip wheel -q --no-deps -w build/types .
+	cd build/types && ../../$(BIN)/python -m zipfile -e *.whl . && cd ../.. && MYPYPATH=build/types $(BIN)/mypy -p stabkit
+
+$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt hooks/statistics/_one_pass.c
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info hooks/statistics/*.so

@@ -1,0 +1,59 @@
+"""What a rule is, and what it may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from stabkit.finding import Finding, Severity
+from stabkit.runlog import RunLog
+
+__all__ = ["Analyzer", "NotApplicable", "Rule", "found"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What is known of a rule before it has seen a run.
+
+    Attributes:
+        code: Such as "SK101"; never changes its meaning.
+        name: The bad pattern, such as "missing-warmup".
+        severity: The severity it usually finds.
+        requires: The quantities it cannot do without, as (metric, scope).
+        min_steps: The number of steps below which it says nothing.
+        since: The version it appeared in.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    requires: tuple[tuple[str, str], ...]
+    min_steps: int = 1
+    since: str = "0.1"
+
+
+class NotApplicable(Exception):  # noqa: N818 - not an error: an answer
+    """Raised by a rule that finds it cannot judge this run; the message is the reason."""
+
+
+class Analyzer(Protocol):
+    """One rule with its thresholds.
+
+    `analyze` is causal: a finding whose `first_step` is t rests on records up to t, so that a run seen live gives the same
+    verdict at the same step as the whole log does afterwards.
+    """
+
+    rule: Rule
+
+    def analyze(self, run: RunLog) -> Iterator[Finding]:
+        """The findings in a run that holds everything the rule requires.
+
+        Raises:
+            NotApplicable: the run cannot be judged, for a reason only the rule could see.
+        """
+
+
+def found(rule: Rule, **details: Any) -> Finding:
+    """A finding of this rule, at the rule's own severity unless another is given."""
+    return Finding(rule=rule.code, name=rule.name, **{"severity": rule.severity, **details})

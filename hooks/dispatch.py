@@ -1,0 +1,117 @@
+"""Process-wide patches, put in place while at least one monitor is attached, and the guard around every callback.
+
+The user's objects are never modified: no attribute of a model, optimizer or scaler is replaced, so copies, pickles and
+checkpoints of them know nothing of stabkit. What is patched are a few functions of torch, restored on exit unless another
+tool has patched on top; then a pass-through stays in place.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["Monitor", "Undo", "attach", "detach", "notify", "patch_attribute", "patch_closure_cell"]
+
+Undo = Callable[[], None]
+
+
+class Monitor(Protocol):
+    """What receives the events of the recorders."""
+
+    alive: bool
+
+    def receive(self, event: str, *details: Any) -> None:
+        """Handle an event; may raise, the guard catches."""
+
+    def fault(self, event: str, error: Exception) -> None:
+        """Note that handling an event failed."""
+
+
+_lock = threading.RLock()
+_monitors: tuple[Monitor, ...] = ()
+_undo: list[Undo] = []
+_process = os.getpid()
+
+
+def attach(monitor: Monitor, install: Callable[[], list[Undo]]) -> None:
+    """Send events to this monitor from now on; `install` puts the patches in place for the first one."""
+    global _monitors, _process
+    with _lock:
+        if not _monitors:
+            _process = os.getpid()
+            _undo.extend(install())
+        _monitors = (*_monitors, monitor)
+
+
+def detach(monitor: Monitor) -> None:
+    """Send no more events to this monitor; the last one to leave restores torch."""
+    global _monitors
+    with _lock:
+        _monitors = tuple(m for m in _monitors if m is not monitor)
+        if not _monitors:
+            while _undo:
+                _undo.pop()()
+
+
+def listening() -> bool:
+    """Whether anybody would hear an event; False in a forked child (a DataLoader worker), which shares the patches."""
+    return bool(_monitors) and os.getpid() == _process
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a traced hook would change the user's graphs (and lose the record)
+def notify(event: str, *details: Any) -> None:
+    """Tell every monitor. Nothing raised in here reaches the user's training; KeyboardInterrupt does, as it should."""
+    if not listening():
+        return
+    for monitor in _monitors:
+        if not monitor.alive:
+            continue
+        try:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                monitor.receive(event, *details)
+        except Exception as error:  # the promise: training goes on
+            try:
+                monitor.fault(event, error)
+            except Exception:
+                monitor.alive = False
+
+
+def patch_closure_cell(function: Any, wrap: Callable[[Any], Any], variable: str = "func") -> Undo | None:
+    """Replace what a decorated function calls, so that every alias and early import of it is seen too.
+
+    Returns:
+        What restores it; None where the function is not of that kind, and nothing was patched.
+    """
+    if not isinstance(function, FunctionType) or function.__closure__ is None:
+        return None
+    if variable not in function.__code__.co_freevars:
+        return None
+    cell = function.__closure__[function.__code__.co_freevars.index(variable)]
+    original = cell.cell_contents
+    replacement = cell.cell_contents = wrap(original)
+
+    def undo() -> None:
+        if cell.cell_contents is replacement:
+            cell.cell_contents = original
+
+    return undo
+
+
+def patch_attribute(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Undo | None:
+    """Replace an attribute that a module or class itself defines. Returns what restores it, or None where it has none."""
+    original = vars(owner).get(name)
+    if original is None:
+        return None
+    replacement = wrap(original)
+    setattr(owner, name, replacement)
+
+    def undo() -> None:
+        if vars(owner).get(name) is replacement:
+            setattr(owner, name, original)
+
+    return undo

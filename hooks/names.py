@@ -1,0 +1,67 @@
+"""What the model calls its parameters, and what each is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["named_parameters", "roles"]
+
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.modules.batchnorm._NormBase,
+    nn.modules.instancenorm._InstanceNorm,
+)
+_PREFIXES = ("_orig_mod.", "_fsdp_wrapped_module.")
+
+
+def named_parameters(model: Any) -> dict[int, tuple[str, ...]]:
+    """Every name of each parameter, by id: tied weights have several. Wrappers (DDP, compile) leave no trace in a name.
+
+    Args:
+        model: A module, or a dict of modules whose keys become prefixes.
+    """
+    names: dict[int, tuple[str, ...]] = {}
+    for prefix, module in _modules(model):
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names[id(parameter)] = (*names.get(id(parameter), ()), prefix + _clean(name, module))
+    return names
+
+
+def roles(model: Any) -> dict[int, str]:
+    """The role of each parameter, by id: "embedding", "norm", "bias", "matrix" or "vector"."""
+    found: dict[int, str] = {}
+    for _, module in _modules(model):
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                found.setdefault(id(parameter), _role(part, name, parameter))
+    return found
+
+
+def _modules(model: Any) -> list[tuple[str, nn.Module]]:
+    if isinstance(model, Mapping):
+        return [(f"{key}.", module) for key, module in model.items()]
+    return [("", model)]
+
+
+def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> str:
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding"
+    if isinstance(module, _NORMS) or type(module).__name__.endswith("Norm"):
+        return "norm"
+    if name.endswith("bias"):
+        return "bias"
+    return "matrix" if parameter.dim() > 1 else "vector"
+
+
+def _clean(name: str, module: nn.Module) -> str:
+    for prefix in _PREFIXES:
+        name = name.replace(prefix, "")
+    if type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
+        name = name.removeprefix("module.")
+    return name

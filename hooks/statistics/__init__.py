@@ -1,0 +1,168 @@
+"""Per-tensor sums around one Adam or AdamW step, in two passes: before the step, and after it.
+
+Let p, g, m, v be parameter, gradient, `exp_avg` and `exp_avg_sq`; bc1 = 1 - beta1^t and bc2 = 1 - beta2^t with t the
+optimizer's count after the step; v̂ = v / bc2; and d = sqrt(v / bc2), under amsgrad sqrt(`max_exp_avg_sq` / bc2).
+The *intended* update is
+
+    Δp = -lr wd p_before - lr / bc1 * m / (d + eps)
+
+without its first term where the decay is not decoupled, because it then went into g inside the step. p_before is the
+snapshot where there is one, else (p_after + lr / bc1 * m / (d + eps)) / (1 - lr wd). g is what `p.grad` holds.
+
+| pass | columns, in order |
+|---|---|
+| before | `weight_sumsq` Σp², `momentum_dot` Σgm (g negated where the optimizer maximizes), `momentum_sumsq` Σm² |
+| after | `grad_used_sumsq` Σg², `grad_absmax`, `grad_nonfinite`, `grad_zeros` |
+| | `exp_avg_sumsq` Σm², `exp_avg_sq_sum` Σv̂, `exp_avg_sq_min`, `exp_avg_sq_max` of v̂, of v also under amsgrad |
+| | `rms_sum` Σg²/max(d², eps²), `eps_count` of elements with v > 0 and sqrt(v̂) < 10 eps |
+| | `weight_absmax`, `weight_nonfinite` of p after the step |
+| | `update_sumsq` Σ(Δp)², `update_absmax`, `weight_update_dot` Σ p_before Δp |
+| | `applied_update_sumsq` Σ(p_after - p_before)², with a snapshot only |
+
+Sums carry NaN and Inf on; extremes are of finite elements only (an absmax of none is 0, a min or max of none is NaN).
+A column is NaN where a tensor it needs is absent, and where it needs v̂ and the count is 0. An empty tensor has sums and
+counts of 0. A complex element counts as two real ones. Sparse tensors count as absent.
+
+Accuracy: every sum agrees with float64 to about 1e-6 (1e-4 is promised) for magnitudes from 1e-18 to 1e18, also mixed;
+`weight_update_dot` and `momentum_dot`, whose terms cancel, relative to the product of the two norms. Counts are exact.
+Without a snapshot p_before is known only as well as p_after is rounded: where the update outweighs the weights a
+thousandfold, `weight_update_dot` needs a snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stabkit.hooks.statistics import cpu, reference
+
+__all__ = [
+    "AFTER_COLUMNS",
+    "BEFORE_COLUMNS",
+    "AdamStep",
+    "TensorState",
+    "backend",
+    "measure_after",
+    "measure_before",
+]
+
+BEFORE_COLUMNS = ("weight_sumsq", "momentum_dot", "momentum_sumsq")
+
+AFTER_COLUMNS = (
+    "grad_used_sumsq",
+    "grad_absmax",
+    "grad_nonfinite",
+    "grad_zeros",
+    "exp_avg_sumsq",
+    "exp_avg_sq_sum",
+    "exp_avg_sq_min",
+    "exp_avg_sq_max",
+    "rms_sum",
+    "eps_count",
+    "weight_absmax",
+    "weight_nonfinite",
+    "update_sumsq",
+    "update_absmax",
+    "weight_update_dot",
+    "applied_update_sumsq",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdamStep:
+    """What the optimizer did to one tensor, apart from the tensors.
+
+    Attributes:
+        lr: Learning rate of the step.
+        beta1: Decay of `exp_avg`.
+        beta2: Decay of `exp_avg_sq`.
+        eps: Added to the denominator.
+        weight_decay: The group's weight decay.
+        count: The optimizer's own count of steps *after* this one; 0 where none has been applied yet.
+        maximize: Whether the optimizer climbs, that is, uses -g.
+        decoupled: Whether the decay acts on the weights (AdamW) rather than through the gradient (Adam).
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    count: float
+    maximize: bool
+    decoupled: bool
+
+
+@dataclass(slots=True, eq=False)  # comparing tensors has no truth value; freezing doubles the cost of making one
+class TensorState:
+    """One parameter with all that belongs to it, as it is at the time of the call. Tensors are read, never written.
+
+    Attributes:
+        param: The parameter; on a sharded model the local shard.
+        grad: The gradient as the optimizer uses it, or None.
+        exp_avg: First moment, or None before the first step.
+        exp_avg_sq: Second moment, or None.
+        max_exp_avg_sq: Its running maximum under amsgrad, else None.
+        before: A copy of the parameter from before the step, or None.
+    """
+
+    param: torch.Tensor
+    grad: torch.Tensor | None
+    exp_avg: torch.Tensor | None
+    exp_avg_sq: torch.Tensor | None
+    max_exp_avg_sq: torch.Tensor | None = None
+    before: torch.Tensor | None = None
+
+
+def measure_before(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> NDArray[np.float64]:
+    """Measures parameters, gradients and first moments as they are before an optimizer step.
+
+    Args:
+        states: One per tensor.
+        steps: One per tensor; only `maximize` matters here. Tensors of a group should share one object.
+
+    Returns:
+        float64 [len(states), 3], columns as in `BEFORE_COLUMNS`.
+
+    Raises:
+        ValueError: The sequences differ in length, or the tensors of one state in shape.
+    """
+    _same_length(states, steps)
+    out = np.empty((len(states), len(BEFORE_COLUMNS)))
+    for i in cpu.measure_before(states, steps, out):
+        out[i] = reference.measure_before(states[i], steps[i])
+    return out
+
+
+def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> NDArray[np.float64]:
+    """Measures all tensors of an optimizer step after it, and the update it intended.
+
+    Args:
+        states: One per tensor.
+        steps: One per tensor; tensors of a group should share one object.
+
+    Returns:
+        float64 [len(states), 16], columns as in `AFTER_COLUMNS`.
+
+    Raises:
+        ValueError: The sequences differ in length, or the tensors of one state in shape.
+    """
+    _same_length(states, steps)
+    out = np.empty((len(states), len(AFTER_COLUMNS)))
+    for i in cpu.measure_after(states, steps, out):
+        out[i] = reference.measure_after(states[i], steps[i])
+    return out
+
+
+def backend() -> str:
+    """Says what measures plain float32 CPU tensors: "c", or "reference" where the extension was not built."""
+    return "reference" if cpu.native is None else "c"
+
+
+def _same_length(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> None:
+    if len(states) != len(steps):
+        raise ValueError(f"{len(states)} tensor states but {len(steps)} steps; pass one step per tensor")

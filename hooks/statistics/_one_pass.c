@@ -1,0 +1,129 @@
+/* One call measures all float32 tensors of an optimizer step; no torch headers, only addresses.
+ *
+ * Python hands over a table with one Row per tensor and gets one line of float64 columns per Row back. Tensors are cut
+ * into pieces of fixed length that are added up in their order, so the result does not depend on the number of threads.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdlib.h>
+
+#include "_sums.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define THREADS 1
+#endif
+
+enum { PIECE = 64 * BLOCK, COLUMNS = sizeof(After) / sizeof(double), MAX_THREADS = 2 };
+enum { ALONE_BELOW = 4 * PIECE }; /* elements; starting a thread costs more than they do */
+
+static void add_before(Before *line, const Before *sums) {
+    line->p_sumsq += sums->p_sumsq, line->dot += sums->dot, line->m_sumsq += sums->m_sumsq;
+}
+
+static void finish_before(Before *line, const Row *row) {
+    line->dot = row->grad && row->exp_avg ? row->sign * line->dot : NAN;
+    if (!row->exp_avg) line->m_sumsq = NAN;
+}
+
+static void add_after(After *line, const After *sums) {
+    const double *from = (const double *)sums;
+    double *to = (double *)line;
+    After extremes = *line;
+    for (int i = 0; i < COLUMNS; i++) to[i] += from[i];
+    line->g_absmax = fmax(extremes.g_absmax, sums->g_absmax), line->p_absmax = fmax(extremes.p_absmax, sums->p_absmax);
+    line->u_absmax = fmax(extremes.u_absmax, sums->u_absmax);
+    line->v_min = fmin(extremes.v_min, sums->v_min), line->v_max = fmax(extremes.v_max, sums->v_max);
+}
+
+static void finish_after(After *line, const Row *row) {
+    const double bias = row->bias > 0 ? row->bias : NAN; /* NaN wherever v-hat enters, before the first step */
+    const int none = line->v_min > line->v_max;
+    line->v_sum /= bias, line->v_min = none ? NAN : line->v_min / bias, line->v_max = none ? NAN : line->v_max / bias;
+    if (isnan(bias)) line->rms_sum = line->eps_count = line->u_sumsq = line->u_absmax = line->dot = NAN;
+    if (!row->before) line->applied_sumsq = NAN;
+}
+
+typedef struct { Piece *pieces; int64_t count, next; int after; } Job;
+
+static void *work(void *argument) {
+    Job *job = argument;
+    for (;;) {
+#if defined(THREADS)
+        int64_t i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+#else
+        int64_t i = job->next++;
+#endif
+        if (i >= job->count) return NULL;
+        if (job->after) measure_after(&job->pieces[i]); else measure_before(&job->pieces[i]);
+    }
+}
+
+/* Threads live no longer than the call: a thread that waits between calls would be lost in a forked child. */
+static void work_together(Job *job, int threads) {
+#if defined(THREADS)
+    pthread_t helpers[MAX_THREADS];
+    int started = 0;
+    while (started < threads - 1 && pthread_create(&helpers[started], NULL, work, job) == 0) started++;
+    work(job);
+    while (started > 0) pthread_join(helpers[--started], NULL);
+#else
+    (void)threads, work(job);
+#endif
+}
+
+/* Cuts the tensors into pieces, has them measured and adds them up in their order. Returns 0 where memory ran out. */
+static int measure(const Row *rows, int64_t count, double *out, int after, int threads) {
+    int64_t pieces = 0, elements = 0, next = 0, width = after ? COLUMNS : sizeof(Before) / sizeof(double);
+    for (int64_t r = 0; r < count; r++) pieces += (rows[r].size + PIECE - 1) / PIECE, elements += rows[r].size;
+    Job job = {calloc(pieces + 1, sizeof(Piece)), pieces, 0, after};
+    if (!job.pieces) return 0;
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t o = 0; o < rows[r].size; o += PIECE, next++) {
+            Piece *piece = &job.pieces[next];
+            piece->row = &rows[r], piece->start = o, piece->size = rows[r].size - o < PIECE ? rows[r].size - o : PIECE;
+        }
+    work_together(&job, elements < ALONE_BELOW ? 1 : threads < MAX_THREADS ? threads : MAX_THREADS);
+    memset(out, 0, count * width * sizeof(double));
+    next = 0;
+    for (int64_t r = 0; r < count; r++) {
+        After *late = (After *)(out + r * width);
+        Before *early = (Before *)(out + r * width);
+        if (after) late->v_min = INFINITY, late->v_max = -INFINITY;
+        for (; next < pieces && job.pieces[next].row == &rows[r]; next++) {
+            if (after) add_after(late, &job.pieces[next].sums.after);
+            else add_before(early, &job.pieces[next].sums.before);
+        }
+        if (after) finish_after(late, &rows[r]); else finish_before(early, &rows[r]);
+    }
+    free(job.pieces);
+    return 1;
+}
+
+static PyObject *call(PyObject *arguments, int after) {
+    unsigned long long rows, out;
+    Py_ssize_t count;
+    int threads, ok;
+    if (!PyArg_ParseTuple(arguments, "KnKi", &rows, &count, &out, &threads)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    ok = measure((const Row *)(uintptr_t)rows, count, (double *)(uintptr_t)out, after, threads);
+    Py_END_ALLOW_THREADS
+    if (!ok) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_before(PyObject *self, PyObject *arguments) { (void)self; return call(arguments, 0); }
+static PyObject *py_after(PyObject *self, PyObject *arguments) { (void)self; return call(arguments, 1); }
+static int execute(PyObject *module) { return PyModule_AddIntConstant(module, "ROW_BYTES", sizeof(Row)); }
+
+static PyMethodDef methods[] = {
+    {"before", py_before, METH_VARARGS, "before(rows, count, out, threads): fill float64 [count, 3] at address out."},
+    {"after", py_after, METH_VARARGS, "after(rows, count, out, threads): fill float64 [count, 16] at address out."},
+    {NULL, NULL, 0, NULL},
+};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_one_pass", "Sums over float32 tensors; see stabkit.hooks.statistics.cpu.", 0, methods,
+    slots, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__one_pass(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,170 @@
+"""The plain version: torch operations in float64, for any dtype, layout of memory and device.
+
+Tensors are walked in pieces small enough for the temporaries to stay in cache. Every operation acts on float64 (or
+bool), which autocast leaves alone, and nothing is created without an explicit dtype and device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from stabkit.hooks.statistics import AdamStep, TensorState
+
+__all__ = ["measure_after", "measure_before"]
+
+PIECE = 65_536
+"""Elements converted to float64 at a time."""
+
+# Sums add up over pieces; these do not. Places in AFTER_COLUMNS.
+_MAXIMA = (1, 7, 10, 13)
+_MINIMA = (6,)
+
+
+def measure_before(state: TensorState, step: AdamStep) -> list[float]:
+    """Returns the BEFORE_COLUMNS of one tensor."""
+    with torch.no_grad():
+        tensors = _side_by_side(state.param, state.grad, state.exp_avg)
+        rows = [_before(*piece) for piece in _pieces(tensors)]
+        p_sumsq, dot, m_sumsq = torch.stack(rows).sum(dim=0).tolist() if rows else (0.0, 0.0, 0.0)
+    _, g, m = tensors
+    return [
+        math.nan if tensors[0] is None else p_sumsq,
+        math.nan if g is None or m is None else -dot if step.maximize else dot,
+        math.nan if m is None else m_sumsq,
+    ]
+
+
+def measure_after(state: TensorState, step: AdamStep) -> list[float]:
+    """Returns the AFTER_COLUMNS of one tensor."""
+    with torch.no_grad():
+        tensors = _side_by_side(
+            state.param, state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq, state.before
+        )
+        rows = [_after(step, *piece) for piece in _pieces(tensors)]
+        merged = _merge(torch.stack(rows)).tolist() if rows else [0.0] * 6 + [math.inf, -math.inf] + [0.0] * 8
+    return _drop_unknown(merged, step, [t is not None for t in tensors])
+
+
+def _side_by_side(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors as real, dense ones of equal shape; sparse ones become None."""
+    real: list[Tensor | None] = []
+    for tensor in tensors:
+        if tensor is None or tensor.layout is not torch.strided:
+            real.append(None)
+        else:
+            real.append(torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor)
+    shapes = {tuple(tensor.shape) for tensor in real if tensor is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"parameter, gradient and optimizer state differ in shape: {sorted(shapes)}")
+    return real
+
+
+def _pieces(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor | None]]:
+    """The same stretch of all tensors at a time, in float64. Cutting by index, not by address, allows any strides."""
+    first = tensors[0]
+    if first is None or first.numel() == 0:
+        return
+    if first.numel() <= PIECE:
+        yield [None if t is None else t.to(torch.float64) for t in tensors]
+        return
+    dim = next(d for d, size in enumerate(first.shape) if size > 1)
+    size = first.shape[dim]
+    length = max(1, PIECE * size // first.numel())
+    for start in range(0, size, length):
+        stop = min(size, start + length)
+        yield from _pieces([None if t is None else t.narrow(dim, start, stop - start) for t in tensors])
+
+
+def _before(p: Tensor | None, g: Tensor | None, m: Tensor | None) -> Tensor:
+    assert p is not None
+    zero = torch.zeros((), dtype=torch.float64, device=p.device)
+    return torch.stack(
+        [
+            (p * p).sum(),
+            zero if g is None or m is None else (g * m).sum(),
+            zero if m is None else (m * m).sum(),
+        ]
+    )
+
+
+def _after(
+    step: AdamStep,
+    p: Tensor | None,
+    g: Tensor | None,
+    m: Tensor | None,
+    v: Tensor | None,
+    vmax: Tensor | None,
+    before: Tensor | None,
+) -> Tensor:
+    """The columns of one piece. What cannot be known is 0 here and struck out by `_drop_unknown`."""
+    assert p is not None
+    zero = torch.zeros((), dtype=torch.float64, device=p.device)
+    grad = [zero] * 4
+    if g is not None:
+        grad = [(g * g).sum(), _absmax(g), _count(~g.isfinite()), _count(g == 0)]
+    second = [zero] * 4
+    rms = eps_count = zero
+    update = [zero] * 3
+    bias2 = 1 - step.beta2**step.count
+    if v is not None and bias2 > 0:
+        vhat = v / bias2
+        unbounded = ~vhat.isfinite()
+        second = [
+            (m * m).sum() if m is not None else zero,
+            vhat.sum(),
+            vhat.masked_fill(unbounded, math.inf).amin(),
+            vhat.masked_fill(unbounded, -math.inf).amax(),
+        ]
+        eps_count = _count((v > 0) & (vhat.sqrt() < 10 * step.eps))
+        d2 = vhat if vmax is None else vmax / bias2
+        if g is not None:
+            rms = (g * g / d2.clamp(min=step.eps * step.eps)).sum()
+        if m is not None:
+            update = _update(step, p, m, d2.sqrt(), before)
+    elif m is not None:
+        second[0] = (m * m).sum()
+    applied = zero if before is None else ((p - before) * (p - before)).sum()
+    return torch.stack([*grad, *second, rms, eps_count, _absmax(p), _count(~p.isfinite()), *update, applied])
+
+
+def _update(step: AdamStep, p: Tensor, m: Tensor, d: Tensor, before: Tensor | None) -> list[Tensor]:
+    """Sum of squares and absmax of the intended update, and its dot product with the weights before it."""
+    decay = step.lr * step.weight_decay if step.decoupled else 0.0
+    adam = step.lr / (1 - step.beta1**step.count) * m / (d + step.eps)
+    if before is None:
+        # A tensor of one element, because dividing by a Python zero (lr * weight_decay = 1) is Inf all the same.
+        before = (p + adam) / torch.full((), 1 - decay, dtype=torch.float64, device=p.device)
+    update = -adam - decay * before
+    return [(update * update).sum(), _absmax(update), (before * update).sum()]
+
+
+def _absmax(x: Tensor) -> Tensor:
+    return x.abs().masked_fill(~x.isfinite(), 0.0).amax()
+
+
+def _count(x: Tensor) -> Tensor:
+    return x.sum(dtype=torch.float64)
+
+
+def _merge(rows: Tensor) -> Tensor:
+    merged = rows.sum(dim=0)
+    for column in _MAXIMA:
+        merged[column] = rows[:, column].amax()
+    for column in _MINIMA:
+        merged[column] = rows[:, column].amin()
+    return merged
+
+
+def _drop_unknown(row: list[float], step: AdamStep, present: list[bool]) -> list[float]:
+    """Puts NaN in the columns that lack a tensor they need, or the bias correction of v."""
+    p, g, m, v, _, before = present
+    vhat = v and step.count > 0 and step.beta2 < 1
+    bounded = vhat and row[6] <= row[7]
+    known = [g] * 4 + [m, vhat, bounded, bounded, vhat and g, vhat, p, p] + [vhat and m] * 3 + [before]
+    return [value if p and known_here else math.nan for value, known_here in zip(row, known, strict=True)]

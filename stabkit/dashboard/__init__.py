@@ -1,0 +1,1 @@
+"""TensorBoard: the writer that turns records into a handful of clear dashboards."""

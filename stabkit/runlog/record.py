@@ -1,0 +1,111 @@
+"""What passes from the recorders to the log: one `StepRecord` per attempted step, and the `Layout` it is laid out by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from stabkit.metric import Array
+
+__all__ = ["GROUP_FIELDS", "STEP_FIELDS", "Group", "Layout", "StepRecord", "TensorInfo"]
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A parameter of the model, as the optimizer knows it.
+
+    Attributes:
+        name: Fully qualified name, such as "blocks.0.attn.weight"; "optimizer0.group0.3" for one outside the model.
+        shape: Its shape.
+        dtype: Such as "float32".
+        role: "matrix", "vector", "embedding", "norm" or "bias".
+        group: Index of its parameter group; None where no optimizer owns it.
+        aliases: Other names of the same tensor (tied weights).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    role: str = "matrix"
+    group: int | None = 0
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the columns of a stream stand for; a new one begins whenever a tensor or group is added or removed."""
+
+    tensors: tuple[TensorInfo, ...]
+    groups: int = 1
+    optimizer: str = ""
+    implementation: str = ""
+    options: tuple[tuple[str, bool], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `from_json` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Layout:
+        """The layout that `to_json` described. Raises KeyError, TypeError or ValueError on anything else."""
+        known = {f.name for f in fields(TensorInfo)}
+        tensors = tuple(
+            TensorInfo(**{
+                **{k: v for k, v in item.items() if k in known},
+                "shape": tuple(item["shape"]),
+                "aliases": tuple(item.get("aliases", ())),
+            })
+            for item in data["tensors"]
+        )  # fmt: skip
+        options = tuple((str(name), bool(value)) for name, value in data.get("options", ()))
+        return cls(tensors, int(data["groups"]), data.get("optimizer", ""), data.get("implementation", ""), options)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The hyperparameters a parameter group used in one step; NaN where the optimizer has none of that name."""
+
+    lr: float = NAN
+    weight_decay: float = NAN
+    beta1: float = NAN
+    beta2: float = NAN
+    eps: float = NAN
+
+
+@dataclass
+class StepRecord:
+    """One attempted optimizer step. Names as in `stabkit.metric`; NaN is missing."""
+
+    step: int
+    attempt: int
+    layout: int
+    time: float = NAN
+    applied_steps: int = -1
+    skipped: int = 0
+    backward_count: int = 0
+    loss_reduction: int = 0
+    loss: float = NAN
+    loss_sum: float = NAN
+    grad_norm: float = NAN
+    grad_norm_used: float = NAN
+    clip_max_norm: float = NAN
+    clip_value: float = NAN
+    clip_coefficient: float = NAN
+    loss_scale: float = NAN
+    weight_norm: float = NAN
+    update_norm: float = NAN
+    groups: tuple[Group, ...] = ()
+    tensors: Array | None = field(default=None, repr=False)
+    """Columns [tensors, columns] in the order of `metric.TENSOR_COLUMNS`; None where this step was not measured."""
+
+
+STEP_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(StepRecord) if f.name not in ("groups", "tensors"))
+GROUP_FIELDS: tuple[str, ...] = tuple(f.name for f in fields(Group))

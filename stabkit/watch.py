@@ -1,0 +1,273 @@
+"""The composition root: `watch` wires recorders, run log and TensorBoard together, and nothing else does.
+
+This is the one public function that touches a training loop. Whatever happens in here, the loop goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+
+import stabkit
+from stabkit.dashboard.writer import DashboardWriter
+from stabkit.errors import StabkitError, UsageError
+from stabkit.hooks.monitor import Monitor
+from stabkit.runlog import Layout, RunWriter, StepRecord
+from stabkit.runlog.writer import claim_directory
+
+__all__ = ["StabkitWarning", "Watch", "watch"]
+
+
+class StabkitWarning(UserWarning):
+    """stabkit could not do all it was asked to; the training is not affected."""
+
+
+class Recorder(Protocol):
+    """What a `Watch` passes the user's own notes to."""
+
+    def scalars(self, step: int, values: dict[str, Any]) -> None:
+        """Record the user's numbers."""
+
+    def event(self, event: str, **details: Any) -> None:
+        """Record a note."""
+
+    def flush(self) -> None:
+        """Make what was recorded visible to other programs."""
+
+
+class Watch:
+    """What `stabkit.watch` yields: a place for the user's own notes. No method raises or waits.
+
+    Attributes:
+        logdir: Where the run is recorded, None where it could not be.
+    """
+
+    def __init__(self, logdir: Path | None, monitor: Monitor, recorder: Recorder | None) -> None:
+        self.logdir = logdir
+        self._monitor, self._recorder = monitor, recorder
+
+    def log(self, **scalars: Any) -> None:
+        """Record numbers beside the current step, such as `log(val_loss=2.3)`, or identifiers such as `log(batch="17")`."""
+        values = {name: _plain(value) for name, value in scalars.items()}
+        self._safely(lambda recorder: recorder.scalars(self._monitor.step, values))
+
+    def mark(self, note: str) -> None:
+        """Record a remark at the current step, such as `mark("lr halved")`."""
+        self._safely(lambda recorder: recorder.event("mark", step=self._monitor.step, note=str(note)))
+
+    def flush(self) -> None:
+        """Make what was recorded so far visible to TensorBoard; the run log itself is always up to date."""
+        self._safely(lambda recorder: recorder.flush())
+
+    def _safely(self, act: Any) -> None:
+        if self._recorder is None:
+            return
+        try:
+            act(self._recorder)
+        except Exception as error:
+            _warn(f"a note could not be recorded ({type(error).__name__}: {error})")
+
+
+class _Outputs:
+    """Sends every record to the log and, if wanted, to TensorBoard. The log comes first and must not depend on the rest."""
+
+    def __init__(self, log: RunWriter, dashboard: DashboardWriter | None, first_step: int | None) -> None:
+        self._log, self._dashboard, self._first_step = log, dashboard, first_step
+
+    def layout(self, optimizer: int, layout: Layout) -> int:
+        if self._dashboard:
+            self._guarded(lambda dashboard: dashboard.layout(optimizer, layout))
+        return self._log.layout(optimizer, layout)
+
+    def attempt(self, optimizer: int, count: int) -> tuple[int, int]:
+        first, self._first_step = self._first_step, None
+        return self._log.begin_attempt(optimizer, count, first)
+
+    def step(self, optimizer: int, record: StepRecord) -> None:
+        self._log.write(optimizer, record)
+        if record.step > 0:
+            self._guarded(lambda dashboard: dashboard.step(optimizer, record))
+
+    def event(self, event: str, **details: Any) -> None:
+        self._log.event(event, **details)
+
+    def scalars(self, step: int, values: dict[str, Any]) -> None:
+        self._log.scalars(step, values)
+        self._guarded(lambda dashboard: dashboard.scalars(step, values))
+
+    def flush(self) -> None:
+        self._guarded(lambda dashboard: dashboard.flush())
+
+    def close(self) -> None:
+        try:
+            self._log.close()
+        finally:
+            self._guarded(lambda dashboard: dashboard.close())
+
+    def _guarded(self, act: Any) -> None:
+        if self._dashboard is None:
+            return
+        try:
+            act(self._dashboard)
+        except Exception as error:
+            self._dashboard = None
+            _warn(f"TensorBoard output stopped ({type(error).__name__}: {error}); the run log goes on")
+
+
+@contextmanager
+def watch(
+    model: Any,
+    optimizer: Any = None,
+    logdir: str | os.PathLike[str] | None = None,
+    *,
+    every: int = 1,
+    tensorboard: bool = True,
+    exact_updates: bool = False,
+    first_step: int | None = None,
+    total_steps: int | None = None,
+) -> Iterator[Watch]:
+    """Record every optimizer step made inside the `with`, and change nothing about the training.
+
+    Args:
+        model: A `torch.nn.Module`, or a dict of them.
+        optimizer: The optimizer or a list of them; None adopts whichever steps the model's parameters. A string here is taken
+            as the logdir.
+        logdir: The directory to record into; "runs/<date>-<time>" by default. A second run in the same directory becomes a
+            second attempt; a resumed one continues.
+        every: Measure the tensors of every so-manieth step; loss, rates and clipping are recorded at each.
+        tensorboard: Also write TensorBoard's event file into the directory.
+        exact_updates: Measure the applied update from a copy of all weights (once their memory), instead of deriving the
+            intended one from the optimizer's state.
+        first_step: The number of the first step; by default one more than the optimizer has counted.
+        total_steps: How many steps the run is meant to have, if known: some advice depends on it.
+
+    Yields:
+        A `Watch`, for notes of your own.
+
+    Raises:
+        UsageError: an argument cannot be used. Nothing is raised after entry.
+    """
+    if isinstance(optimizer, (str, os.PathLike)):
+        if logdir is not None:
+            raise UsageError("watch was given two log directories: a path in second place is the logdir")
+        optimizer, logdir = None, optimizer
+    if not (isinstance(every, int) and every >= 1):
+        raise UsageError(f"every must be a whole number from 1 on, not {every!r}")
+    _check_model(model)
+    optimizers = list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
+    for o in optimizers:
+        if not hasattr(o, "param_groups"):
+            raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {type(o).__name__}")
+
+    facts = _facts(every, exact_updates, total_steps)
+    directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    claimed, lock, outputs = _open(directory, facts, tensorboard, first_step)
+    monitor = Monitor(model, optimizers, outputs or _Nowhere(), every, exact_updates, _warn)
+    if not monitor.owns_parameters():
+        _warn(
+            "the optimizer holds none of the model's parameters: was it made from another model, or before the model was "
+            "copied or moved? Its steps are recorded under names like optimizer0.group0.0"
+        )
+    watching = Watch(claimed if outputs else None, monitor, outputs)
+    if outputs is None:
+        yield watching
+        return
+    monitor.attach()
+    try:
+        yield watching
+    finally:
+        monitor.detach()
+        try:
+            outputs.close()
+        except OSError as error:
+            _warn(f"the log could not be closed ({error}); `stabkit analyze` reads it all the same")
+        if lock is not None:
+            os.close(lock)
+
+
+class _Nowhere:
+    """The sink of a run that cannot be recorded."""
+
+    def layout(self, optimizer: int, layout: Layout) -> int:
+        return 0
+
+    def attempt(self, optimizer: int, count: int) -> tuple[int, int]:
+        return 0, 1
+
+    def step(self, optimizer: int, record: StepRecord) -> None:
+        """Nothing to do."""
+
+    def event(self, event: str, **details: Any) -> None:
+        """Nothing to do."""
+
+
+def _open(
+    directory: Path, facts: dict[str, Any], tensorboard: bool, first_step: int | None
+) -> tuple[Path, int | None, _Outputs | None]:
+    try:
+        claimed, lock = claim_directory(directory)
+        if claimed != directory:
+            _warn(f"another process is recording into {directory}; this run is recorded into {claimed}")
+        log = RunWriter(claimed, facts)
+        dashboard = DashboardWriter(claimed) if tensorboard else None
+    except (OSError, StabkitError) as error:
+        _warn(f"nothing will be recorded: {directory} cannot be written ({error}). The training goes on")
+        return directory, None, None
+    return claimed, lock, _Outputs(log, dashboard, first_step)
+
+
+def _facts(every: int, exact_updates: bool, total_steps: int | None) -> dict[str, Any]:
+    return {
+        "stabkit": stabkit.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "every": every,
+        "exact_updates": exact_updates,
+        "total_steps": total_steps,
+        "precision": str(torch.get_default_dtype()).removeprefix("torch."),
+    }
+
+
+def _check_model(model: Any) -> None:
+    modules = list(model.values()) if isinstance(model, dict) else [model]
+    for module in modules:
+        if not isinstance(module, torch.nn.Module):
+            raise UsageError(f"the model must be a torch.nn.Module or a dict of them, not {type(module).__name__}")
+
+
+def _plain(value: Any) -> Any:
+    """A number or string that JSON can hold; a tensor on a device is not waited for and becomes its description."""
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.numel() == 1 and value.device.type == "cpu" else f"tensor on {value.device}"
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _warn(message: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", StabkitWarning)  # also where the user turned warnings into errors: training goes on
+        warnings.warn(f"stabkit: {message}", StabkitWarning, stacklevel=2)
+
+
+class _CallableModule(ModuleType):
+    """`stabkit.watch` is a function; importing this file must not turn it into a module that cannot be called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return watch(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,419 @@
+"""The per-tensor sums against an oracle in plain numpy float64, for both backends and around real optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stabkit.hooks.statistics import (
+    AFTER_COLUMNS,
+    BEFORE_COLUMNS,
+    AdamStep,
+    TensorState,
+    backend,
+    cpu,
+    measure_after,
+    measure_before,
+)
+
+COUNTS = {"grad_nonfinite", "grad_zeros", "eps_count", "weight_nonfinite"}
+STEP = AdamStep(
+    lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, count=3, maximize=False, decoupled=True
+)
+
+
+@pytest.fixture(params=["c", "reference"], autouse=True)
+def backend_in_use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs on both backends."""
+    if request.param == "reference":
+        monkeypatch.setattr(cpu, "native", None)
+    elif backend() != "c":
+        pytest.skip("the extension was not built")
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+# ---- the oracle ------------------------------------------------------------------------------------------------------
+
+
+def flat(tensor: torch.Tensor | None) -> np.ndarray | None:
+    """A tensor's elements in logical order as float64; a complex one's real and imaginary parts."""
+    if tensor is None:
+        return None
+    array = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64).contiguous().numpy()
+    return array.reshape(-1).copy().view(np.float64)
+
+
+def absmax(x: np.ndarray) -> float:
+    return max((abs(e) for e in x.tolist() if math.isfinite(e)), default=0.0)
+
+
+def truth_before(state: TensorState, step: AdamStep) -> dict[str, float]:
+    p, g, m = flat(state.param), flat(state.grad), flat(state.exp_avg)
+    sign = -1 if step.maximize else 1
+    return {
+        "weight_sumsq": math.fsum(p**2),
+        "momentum_dot": math.nan if g is None or m is None else total(sign * g * m),
+        "momentum_sumsq": math.nan if m is None else total(m**2),
+    }
+
+
+def total(terms: np.ndarray) -> float:
+    """An exactly rounded sum, where the terms are finite."""
+    return math.fsum(terms) if np.isfinite(terms).all() else float(np.sum(terms))
+
+
+def truth_after(state: TensorState, step: AdamStep) -> tuple[dict[str, float], float]:
+    """The columns, and the scale that the error of `weight_update_dot` is measured by."""
+    p, g, m, v = flat(state.param), flat(state.grad), flat(state.exp_avg), flat(state.exp_avg_sq)
+    vmax, snapshot = flat(state.max_exp_avg_sq), flat(state.before)
+    row = dict.fromkeys(AFTER_COLUMNS, math.nan)
+    dot_scale = math.nan
+    with np.errstate(all="ignore"):
+        row["weight_absmax"], row["weight_nonfinite"] = absmax(p), sum(not math.isfinite(e) for e in p.tolist())
+        if g is not None:
+            row["grad_used_sumsq"], row["grad_absmax"] = total(g**2), absmax(g)
+            row["grad_nonfinite"] = sum(not math.isfinite(e) for e in g.tolist())
+            row["grad_zeros"] = sum(e == 0 for e in g.tolist())
+        if m is not None:
+            row["exp_avg_sumsq"] = total(m**2)
+        if v is not None and step.count > 0:
+            bias1, bias2 = 1 - step.beta1**step.count, 1 - step.beta2**step.count
+            vhat = v / bias2
+            finite = vhat[np.isfinite(vhat)]
+            row["exp_avg_sq_sum"] = total(vhat)
+            if finite.size:
+                row["exp_avg_sq_min"], row["exp_avg_sq_max"] = finite.min(), finite.max()
+            row["eps_count"] = int(((v > 0) & (np.sqrt(vhat) < 10 * step.eps)).sum())
+            d = np.sqrt(vhat if vmax is None else vmax / bias2)
+            if g is not None:
+                row["rms_sum"] = total((g / np.maximum(d, step.eps)) ** 2)
+            if m is not None:
+                decay = step.lr * step.weight_decay * step.decoupled
+                adam = step.lr * (m / bias1) / (d + step.eps)
+                before = (p + adam) / (1 - decay) if snapshot is None else snapshot
+                update = -decay * before - adam
+                row["update_sumsq"], row["update_absmax"] = total(update**2), absmax(update)
+                row["weight_update_dot"] = total(before * update)
+                dot_scale = math.sqrt(total(before**2)) * math.sqrt(total(update**2))
+        if snapshot is not None:
+            row["applied_update_sumsq"] = total((p - snapshot) ** 2)
+    return row, dot_scale
+
+
+def same(name: str, got: float, want: float, scale: float = 0.0, tolerance: float = 2e-6) -> None:
+    if math.isnan(want):
+        assert math.isnan(got), f"{name}: {got} instead of NaN"
+    elif math.isinf(want) or name in COUNTS:
+        assert got == want, f"{name}: {got} instead of {want}"
+    else:
+        assert abs(got - want) <= tolerance * max(abs(want), scale), f"{name}: {got} instead of {want}"
+
+
+def check_before(states: list[TensorState], steps: list[AdamStep]) -> None:
+    got = measure_before(states, steps)
+    assert got.shape == (len(states), 3) and got.dtype == np.float64
+    for line, state, step in zip(got, states, steps, strict=True):
+        want = truth_before(state, step)
+        scale = 0.0
+        if state.grad is not None and state.exp_avg is not None:
+            with np.errstate(all="ignore"):
+                scale = math.sqrt(total(flat(state.grad) ** 2)) * math.sqrt(total(flat(state.exp_avg) ** 2))
+        for name, value in zip(BEFORE_COLUMNS, line, strict=True):
+            same(name, value, want[name], scale if name == "momentum_dot" else 0.0)
+
+
+def check_after(states: list[TensorState], steps: list[AdamStep], tolerance: float = 2e-6) -> np.ndarray:
+    got = measure_after(states, steps)
+    assert got.shape == (len(states), 16) and got.dtype == np.float64
+    for line, state, step in zip(got, states, steps, strict=True):
+        want, dot_scale = truth_after(state, step)
+        for name, value in zip(AFTER_COLUMNS, line, strict=True):
+            same(name, value, want[name], dot_scale if name == "weight_update_dot" else 0.0, tolerance)
+    return got
+
+
+# ---- around real steps -----------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A real optimizer over the given parameters, measured at every step."""
+
+    def __init__(self, params: list[torch.nn.Parameter], kind: type = torch.optim.AdamW, **options: object) -> None:
+        self.params = params
+        self.optimizer = kind(params, **options)
+        self.decoupled = kind is torch.optim.AdamW
+
+    def state(self, param: torch.nn.Parameter, before: torch.Tensor | None = None) -> TensorState:
+        state = self.optimizer.state[param]
+        return TensorState(
+            param, param.grad, state.get("exp_avg"), state.get("exp_avg_sq"), state.get("max_exp_avg_sq"), before
+        )
+
+    def step_of(self, param: torch.nn.Parameter) -> AdamStep:
+        group = self.optimizer.param_groups[0]
+        count = float(self.optimizer.state[param].get("step", 0))
+        beta1, beta2 = group["betas"]
+        return AdamStep(
+            group["lr"], beta1, beta2, group["eps"], group["weight_decay"], count, group["maximize"], self.decoupled
+        )
+
+    def train(self, steps: int, snapshot: bool, grad_scale: float = 1e-2) -> np.ndarray:
+        got = np.empty(0)
+        for _ in range(steps):
+            for p in self.params:
+                p.grad = torch.randn_like(p) * grad_scale
+            states = [self.state(p) for p in self.params]
+            check_before(states, [self.step_of(p) for p in self.params])
+            before = [p.detach().clone() if snapshot else None for p in self.params]
+            self.optimizer.step()
+            states = [self.state(p, b) for p, b in zip(self.params, before, strict=True)]
+            got = check_after(states, [self.step_of(p) for p in self.params])
+        return got
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    """The shapes that hurt: 0-d, one element, empty, odd length, over several pieces, transposed, channels_last."""
+    tensors = [
+        torch.randn(()),
+        torch.randn(1),
+        torch.empty(0, 3),
+        torch.randn(1023),
+        torch.randn(300, 257),
+        torch.randn(70, 31).t(),
+        torch.randn(8, 3, 5, 5).to(memory_format=torch.channels_last),
+        torch.randn(6, 1, 1, 4).to(memory_format=torch.channels_last),
+    ]
+    return [torch.nn.Parameter(t.to(dtype)) for t in tensors]
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"maximize": True}, {"weight_decay": 0.3}], ids=str)
+@pytest.mark.parametrize("implementation", ["single", "foreach", "fused"])
+def test_around_real_adamw_steps(implementation: str, options: dict[str, object], snapshot: bool) -> None:
+    chosen = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[implementation]
+    Run(parameters(), lr=1e-3, **options, **chosen).train(steps=3, snapshot=snapshot)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64], ids=str)
+def test_other_dtypes_around_real_steps(dtype: torch.dtype) -> None:
+    Run(parameters(dtype), lr=1e-2, eps=1e-6, amsgrad=True, foreach=False).train(steps=3, snapshot=True)
+
+
+def test_adam_keeps_its_decay_out_of_the_update() -> None:
+    run = Run([torch.nn.Parameter(torch.randn(500))], torch.optim.Adam, lr=1e-3, weight_decay=0.1)
+    got = run.train(steps=3, snapshot=True)[0]
+    applied, intended = (got[AFTER_COLUMNS.index(f"{k}_sumsq")] for k in ("applied_update", "update"))
+    assert applied == pytest.approx(intended, rel=1e-3)
+
+
+def test_the_intended_update_is_the_one_torch_applies() -> None:
+    """Not against our own formula: against what the weights did."""
+    run = Run([torch.nn.Parameter(torch.randn(5000))], lr=1e-2, weight_decay=0.5, amsgrad=True, maximize=True)
+    got = dict(zip(AFTER_COLUMNS, run.train(steps=4, snapshot=True)[0], strict=True))
+    assert got["update_sumsq"] == pytest.approx(got["applied_update_sumsq"], rel=1e-4)
+
+
+def test_gradient_in_another_memory_order_than_the_parameter() -> None:
+    p = torch.nn.Parameter(torch.randn(40, 30))
+    m, v = torch.randn(40, 30) * 1e-3, torch.rand(40, 30) * 1e-6
+    for grad in (torch.randn(30, 40).t(), torch.randn(40, 60)[:, ::2], torch.randn(40, 1).expand(40, 30)):
+        check_before([TensorState(p, grad, m, v)], [STEP])
+        check_after([TensorState(p, grad, m, v)], [STEP])
+
+
+def test_large_tensors_are_the_same_with_any_number_of_threads() -> None:
+    state = plain_state(400_003)
+    lines = []
+    for threads in (1, 2):
+        saved = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            lines.append(check_after([state, state], [STEP, STEP]))
+            check_before([state, state], [STEP, STEP])
+        finally:
+            torch.set_num_threads(saved)
+    if backend() == "c":
+        assert np.array_equal(lines[0], lines[1], equal_nan=True)
+
+
+# ---- numbers that hurt -----------------------------------------------------------------------------------------------
+
+
+def plain_state(size: int = 3000, before: bool = True) -> TensorState:
+    p, g, m = torch.randn(size), torch.randn(size) * 1e-2, torch.randn(size) * 1e-3
+    return TensorState(p, g, m, torch.rand(size) * 1e-5, before=p + 1e-3 * torch.randn(size) if before else None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["grad", "param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "before"])
+@pytest.mark.parametrize("place", [0, 1500, 2999])
+def test_nonfinite_values_reach_sums_and_spare_extremes(where: str, value: float, place: int) -> None:
+    state = plain_state()
+    state.max_exp_avg_sq = state.exp_avg_sq * 2
+    getattr(state, where)[place] = value
+    check_after([state], [STEP])
+    check_before([state], [STEP])
+
+
+def test_nothing_but_nan() -> None:
+    full = torch.full((2000,), math.nan)
+    check_after([TensorState(full, full, full, full)], [STEP])
+
+
+@pytest.mark.parametrize("magnitude", [1e-18, 1e-12, 1e-6, 1.0, 1e6, 1e12, 1e18])
+@pytest.mark.parametrize("weights", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("eps", [1e-8, 1e-16, 0.0])
+def test_magnitudes(magnitude: float, weights: float, eps: float) -> None:
+    g = torch.randn(2500) * magnitude
+    v = (g.double() ** 2 * 1e-3).float()
+    p = torch.randn(2500) * weights
+    state = TensorState(p, g, g * 0.1, v, before=p * 1.001)
+    check_before([state], [STEP])
+    check_after([state], [replace(STEP, eps=eps)])
+    check_after([replace(state, max_exp_avg_sq=v * 4)], [replace(STEP, eps=eps)])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    low=st.tuples(*[st.integers(-18, 18)] * 4),
+    high=st.tuples(*[st.integers(-18, 18)] * 4),
+    eps=st.sampled_from([1e-30, 1e-16, 1e-8, 1e-3]),
+    lr=st.sampled_from([0.0, 1e-9, 1e-3, 10.0]),
+    count=st.sampled_from([1, 7, 1000, 10**6]),
+    size=st.integers(1, 2600),
+    seed=st.integers(0, 2**31),
+)
+def test_mixed_magnitudes(
+    low: tuple[int, ...], high: tuple[int, ...], eps: float, lr: float, count: int, size: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+
+    def draw(place: int) -> np.ndarray:
+        a, b = sorted((low[place], high[place]))
+        return rng.choice([-1.0, 1.0, 0.0], p=[0.45, 0.45, 0.1], size=size) * 10.0 ** rng.uniform(a, b, size=size)
+
+    p, g, m, root = (draw(i) for i in range(4))
+    state = TensorState(*(torch.from_numpy(x.astype(np.float32)) for x in (p, g, m, root**2)))
+    state.before = torch.from_numpy((p * (1 + 1e-3 * rng.normal(size=size))).astype(np.float32))
+    step = replace(STEP, eps=eps, lr=lr, count=count)
+    check_before([state], [step])
+    check_after([state], [step])
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 0.01, 1.0, 100.0])
+def test_weights_reconstructed_without_a_snapshot(ratio: float) -> None:
+    """Against the true weights before the step; the error allowed is what rounding p after the step costs."""
+    p = torch.nn.Parameter(torch.randn(20_000) * 1e-3 / ratio)
+    run = Run([p], lr=1e-3, weight_decay=0.1)
+    run.train(steps=2, snapshot=False)
+    p.grad = torch.randn_like(p)
+    before = p.detach().clone()
+    run.optimizer.step()
+    place = AFTER_COLUMNS.index("weight_update_dot")
+    step = run.step_of(p)
+    with_snapshot, without = (measure_after([run.state(p, b)], [step])[0][place] for b in (before, None))
+    _, scale = truth_after(run.state(p, before), step)
+    assert abs(with_snapshot - without) <= max(1e-6, 1e-6 * ratio) * scale
+
+
+def test_counts_at_the_limit_of_eps_are_exact() -> None:
+    limit = np.float32((1e-7) ** 2 * (1 - STEP.beta2**STEP.count))
+    v = torch.from_numpy(limit.view(np.int32) + np.arange(-500, 500, dtype=np.int32)).view(torch.float32)
+    v = torch.cat([v, torch.zeros(10), torch.tensor([1e-45, 1e-38])])
+    g = torch.ones_like(v)
+    got = check_after([TensorState(g, g, g, v)], [STEP])[0]
+    assert 400 < got[AFTER_COLUMNS.index("eps_count")] < 600
+
+
+# ---- what is absent --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("absent", ["grad", "exp_avg", "exp_avg_sq", "before"])
+def test_an_absent_tensor_leaves_its_columns_empty(absent: str) -> None:
+    state = plain_state()
+    setattr(state, absent, None)
+    check_before([state], [STEP])
+    check_after([state], [STEP])
+
+
+def test_count_zero_has_no_bias_correction() -> None:
+    check_after([plain_state()], [replace(STEP, count=0)])
+
+
+def test_sparse_gradient_counts_as_absent() -> None:
+    state = plain_state()
+    dense = replace(state, grad=None)
+    sparse = replace(state, grad=state.grad.to_sparse())
+    assert np.array_equal(measure_after([sparse], [STEP]), measure_after([dense], [STEP]), equal_nan=True)
+
+
+def test_no_tensors_at_all() -> None:
+    assert measure_before([], []).shape == (0, 3) and measure_after([], []).shape == (0, 16)
+
+
+def test_mismatches_are_refused() -> None:
+    with pytest.raises(ValueError, match="one step per tensor"):
+        measure_after([plain_state()], [])
+    with pytest.raises(ValueError, match="differ in shape"):
+        measure_after([replace(plain_state(), grad=torch.ones(7))], [STEP])
+
+
+# ---- manners ---------------------------------------------------------------------------------------------------------
+
+
+def test_writes_nothing_and_draws_no_random_numbers() -> None:
+    run = Run(parameters(), lr=1e-3, amsgrad=True)
+    run.train(steps=1, snapshot=False)
+    states = [run.state(p, p.detach().clone()) for p in run.params]
+    tensors = [
+        t for s in states for t in (s.param, s.grad, s.exp_avg, s.exp_avg_sq, s.max_exp_avg_sq, s.before)
+    ]
+    copies = [t.detach().clone() for t in tensors]
+    versions, random = [t._version for t in tensors], torch.get_rng_state()
+    steps = [run.step_of(p) for p in run.params]
+    measure_before(states, steps)
+    measure_after(states, steps)
+    assert all(torch.equal(t, c) for t, c in zip(tensors, copies, strict=True))
+    assert versions == [t._version for t in tensors]
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_holds_under_the_users_contexts() -> None:
+    state = plain_state()
+    mixed = replace(state, grad=state.grad.bfloat16())  # through the reference in any case
+    want = measure_after([state, mixed], [STEP, STEP])
+    saved = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16), torch.enable_grad():
+            assert np.array_equal(measure_after([state, mixed], [STEP, STEP]), want)
+            with torch._C.DisableTorchFunction():
+                assert np.array_equal(measure_after([state, mixed], [STEP, STEP]), want)
+    finally:
+        torch.set_default_dtype(saved)
+
+
+def test_backends_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(parameters(), lr=1e-3)
+    run.train(steps=2, snapshot=False)
+    states, steps = [run.state(p) for p in run.params], [run.step_of(p) for p in run.params]
+    here = measure_after(states, steps)
+    monkeypatch.setattr(cpu, "native", None)
+    plain = measure_after(states, steps)
+    np.testing.assert_allclose(here, plain, rtol=2e-6, atol=0)
+    for column in (i for i, name in enumerate(AFTER_COLUMNS) if name in COUNTS):
+        assert np.array_equal(here[:, column], plain[:, column], equal_nan=True)
