@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from stabkit.analyzers.base import Analyzer, NotApplicable, Rule
+from stabkit.analyzers.causes import gather
+from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
+from stabkit.analyzers.gradient_spike import GradientSpike
+from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
+from stabkit.analyzers.loss_divergence import LossDivergence
+from stabkit.analyzers.loss_spike import LossSpike
+from stabkit.analyzers.missing_warmup import MissingWarmup
+from stabkit.analyzers.nonfinite_value import NonfiniteValue
 from stabkit.analyzers.oversized_update import OversizedUpdate
+from stabkit.analyzers.stale_second_moment import StaleSecondMoment
+from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Outcome, Status
 from stabkit.metric import METRICS
 from stabkit.runlog import RunLog
@@ -13,7 +23,16 @@ from stabkit.runlog import RunLog
 __all__ = ["ANALYZERS", "Analyzer", "NotApplicable", "Rule", "analyze", "judge"]
 
 ANALYZERS: tuple[Analyzer, ...] = (
+    MissingWarmup(),
     OversizedUpdate(),
+    FirstStepAtPeakRate(),
+    ZeroRateStep(),
+    LossSpike(),
+    LossDivergence(),
+    GradientSpike(),
+    StaleSecondMoment(),
+    NonfiniteValue(),
+    GrowthTowardsOverflow(),
 )  # fmt: skip
 """Every rule of the catalogue, by code."""
 
@@ -31,9 +50,10 @@ def analyze(run: RunLog, analyzers: Iterable[Analyzer] = ANALYZERS) -> Diagnosis
     """
     chosen = tuple(analyzers)
     views = [run.optimizer(index) for index in range(len(run.streams))]
-    outcomes = [judge(analyzer, view) for analyzer in chosen for view in views]
+    per_view = [gather(judge(analyzer, view) for analyzer in chosen) for view in views]
     steps = max((len(view.steps) for view in views), default=0)
-    return Diagnosis(path=run.path, source=run.source, steps=steps, outcomes=tuple(outcomes), notes=run.notes)
+    outcomes = tuple(outcomes[i] for i in range(len(chosen)) for outcomes in per_view)
+    return Diagnosis(path=run.path, source=run.source, steps=steps, outcomes=outcomes, notes=run.notes)
 
 
 def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
@@ -43,6 +63,8 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
     def outcome(status: Status, reason: str = "", findings: tuple = ()) -> Outcome:  # type: ignore[type-arg]
         return Outcome(rule=rule.code, name=rule.name, status=status, reason=reason, findings=findings)
 
+    if not len(run.steps):
+        return outcome(Status.NOT_APPLICABLE, "no step was recorded")
     missing = [_missing(metric, scope) for metric, scope in rule.requires if not run.has(metric, scope)]
     if missing:
         return outcome(Status.NOT_APPLICABLE, f"the log has no {'; no '.join(missing)}")

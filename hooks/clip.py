@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad
 
-from stabkit.hooks.dispatch import Undo, listening, notify, patch_closure_cell
+from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_closure_cell
+from stabkit.hooks.schedule import number
 
 __all__ = ["ClipCall", "install"]
 
 _FUNCTIONS = {"clip_grad_norm_": "norm", "clip_grad_value_": "value", "_clip_grads_with_norm_": "with_norm"}
+_nesting = Nesting()  # clip_grad_norm_ calls _clip_grads_with_norm_
 
 
 @dataclass
@@ -25,61 +28,58 @@ class ClipCall:
         kind: "norm" or "value".
         limit: max_norm or clip_value.
         parameters: The tensors whose gradients it scaled.
-        total_norm: A copy of the norm before clipping, 0-d, of whatever order the user chose; None for clipping by value.
+        order: Of the norm; NaN where the user worked the norm out beforehand, and for clipping by value.
+        total_norm: A copy of the norm before clipping, 0-d; None for clipping by value.
         finished: False where it raised.
     """
 
     kind: str
     limit: float
     parameters: list[torch.Tensor]
+    order: float = float("nan")
     total_norm: torch.Tensor | None = None
     finished: bool = False
 
 
 def install() -> list[Undo]:
     """Patch the clipping functions: events "clip_begin" and "clip_end" with a `ClipCall`."""
-    depth = 0
-
-    def wrap_as(kind: str) -> Any:
-        def wrap(original: Any) -> Any:
-            @functools.wraps(original)
-            def clip(*args: Any, **kwargs: Any) -> Any:
-                nonlocal depth
-                if torch.compiler.is_compiling() or not listening():
-                    return original(*args, **kwargs)
-                args, kwargs = _materialised(args, kwargs)
-                call = _describe(kind, args, kwargs) if depth == 0 else None  # clip_grad_norm_ calls _clip_grads_with_norm_
-                depth += 1
-                try:
-                    if call:
-                        notify("clip_begin", call)
-                    result = original(*args, **kwargs)
-                    if call:
-                        _finish(call, result)
-                    return result
-                finally:
-                    depth -= 1
-                    if call:
-                        notify("clip_end", call)
-
-            return clip
-
-        return wrap
-
-    undo = (patch_closure_cell(getattr(clip_grad, name, None), wrap_as(kind)) for name, kind in _FUNCTIONS.items())
+    undo = (patch_closure_cell(getattr(clip_grad, name, None), _wrapper(kind)) for name, kind in _FUNCTIONS.items())
     return [u for u in undo if u is not None]
 
 
-def _materialised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with a generator of parameters turned into a list, so that looking does not use it up.
+def _wrapper(kind: str) -> Any:
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def clip(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or not listening():
+                return original(*args, **kwargs)
+            args, kwargs = _materialised(args, kwargs)
+            with _nesting as outermost:
+                call = _describe(kind, args, kwargs) if outermost else None
+                if call is None:
+                    return original(*args, **kwargs)
+                notify("clip_begin", call)
+                try:
+                    result = original(*args, **kwargs)
+                    _finish(call, result)
+                    return result
+                finally:
+                    notify("clip_end", call)
 
-    An empty generator stays a generator: torch warns about exactly that.
-    """
+        return clip
+
+    return wrap
+
+
+def _materialised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with a generator of parameters turned into a list, so that looking does not use it up."""
 
     def listed(parameters: Any) -> Any:
         if isinstance(parameters, (torch.Tensor, list, tuple)) or not isinstance(parameters, Iterable):
             return parameters
-        return list(parameters) or iter(())
+        items = list(parameters)
+        # torch warns about an empty generator, and about nothing else that is empty
+        return (item for item in items) if not items and isinstance(parameters, GeneratorType) else items
 
     if args:
         return (listed(args[0]), *args[1:]), kwargs
@@ -89,14 +89,20 @@ def _materialised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
 
 def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipCall | None:
+    def argument(place: int, name: str, default: Any = None) -> Any:
+        return args[place] if len(args) > place else kwargs.get(name, default)
+
     try:
-        parameters = args[0] if args else kwargs["parameters"]
-        name = "clip_value" if kind == "value" else "max_norm"
-        limit = args[1] if len(args) > 1 else kwargs[name]
-        tensors = [parameters] if isinstance(parameters, torch.Tensor) else [p for p in parameters if p.grad is not None]
-        call = ClipCall("value" if kind == "value" else "norm", float(limit), tensors)
+        parameters = argument(0, "parameters")
+        tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        tensors = [p for p in tensors if p.grad is not None]
+        if kind == "value":
+            return ClipCall("value", number(argument(1, "clip_value")), tensors)
+        call = ClipCall("norm", number(argument(1, "max_norm")), tensors)
         if kind == "with_norm":
-            call.total_norm = _copy(args[2] if len(args) > 2 else kwargs.get("total_norm"))
+            call.total_norm = _copy(argument(2, "total_norm"))
+        else:
+            call.order = number(float(argument(2, "norm_type", 2.0)))
         return call
     except Exception:  # a call torch itself will refuse, with a better message than ours
         return None

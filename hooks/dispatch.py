@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Monitor", "Undo", "attach", "detach", "notify", "patch_attribute", "patch_closure_cell"]
+__all__ = ["Monitor", "Nesting", "Undo", "attach", "detach", "listening", "notify", "patch_attribute", "patch_closure_cell"]
 
 Undo = Callable[[], None]
 
@@ -24,6 +24,9 @@ class Monitor(Protocol):
     """What receives the events of the recorders."""
 
     alive: bool
+
+    def install(self) -> list[Undo]:
+        """Patch torch; must not raise."""
 
     def receive(self, event: str, *details: Any) -> None:
         """Handle an event; may raise, the guard catches."""
@@ -38,13 +41,31 @@ _undo: list[Undo] = []
 _process = os.getpid()
 
 
-def attach(monitor: Monitor, install: Callable[[], list[Undo]]) -> None:
-    """Send events to this monitor from now on; `install` puts the patches in place for the first one."""
+class Nesting:
+    """Tells the outermost of nested calls: `with nesting as outermost`.
+
+    One per patched thing and process, not per patch: a patch that another tool kept alive is then inside the current one, and
+    nothing is seen twice.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def __enter__(self) -> bool:
+        self._depth += 1
+        return self._depth == 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+
+
+def attach(monitor: Monitor) -> None:
+    """Send events to this monitor from now on; the first one patches torch."""
     global _monitors, _process
     with _lock:
         if not _monitors:
             _process = os.getpid()
-            _undo.extend(install())
+            _undo.extend(monitor.install())
         _monitors = (*_monitors, monitor)
 
 

@@ -6,15 +6,21 @@ understood is that of a clipping call which was seen; any other makes the gradie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from stabkit.hooks.clip import ClipCall
+from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
+from stabkit.hooks.transfer import to_host
+from stabkit.metric import Array
 
-__all__ = ["GradientLedger", "signatures"]
+__all__ = ["GradientLedger", "Signature", "signatures"]
 
 Signature = tuple[int, int] | None
+_PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
 
 
 def signatures(parameters: Sequence[torch.Tensor]) -> list[Signature]:
@@ -23,59 +29,159 @@ def signatures(parameters: Sequence[torch.Tensor]) -> list[Signature]:
 
 
 class GradientLedger:
-    """What is known about each gradient of one optimizer since its last step."""
+    """What is known about each gradient of one optimizer since its last step.
+
+    Attributes:
+        parameters: The optimizer's.
+        calls: The clipping calls that touched any of them, oldest first.
+    """
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
-        self.parameters = list(parameters)
-        self._place = {id(p): i for i, p in enumerate(self.parameters)}
+        self._index(parameters)
         self.begin()
 
     def begin(self) -> None:
         """Forget everything: a new step begins."""
-        self._seen: list[Signature] | None = None
+        self.calls: list[ClipCall] = []
+        self._seen: list[Signature] | None = None  # as the last event left the gradients
+        self._complete = False  # whether a backward was seen
         self._altered: set[int] = set()
-        self.clipped: dict[int, ClipCall] = {}
-        self.before_clip: dict[int, torch.Tensor] = {}
-        """Sums of squares before clipping by value, 0-d float64, by place: no coefficient gives them back."""
+        self._clipped: dict[int, ClipCall] = {}
+        self._sums: dict[int, float] = {}  # of squares before clipping by value: no coefficient gives them back
+        self._norms: dict[int, float] | None = None
 
-    def after_backward(self, now: list[Signature]) -> None:
-        """Gradients were accumulated: what was clipped before is now a mixture."""
-        self._altered |= set(self.clipped)
-        self._seen = now
+    def follow(self, parameters: Sequence[torch.Tensor]) -> None:
+        """The optimizer has other parameters now; of a step in progress nothing more can be proved."""
+        self._index(parameters)
+        self._seen = None
+        self._complete = False
+
+    def reorder(self, parameters: Sequence[torch.Tensor]) -> None:
+        """The same gradients, under another order of the parameters; those without one may come or go."""
+        place, old = self._place, self._seen
+        self._index(parameters)
+        moved = {place[id(p)]: i for i, p in enumerate(self.parameters) if id(p) in place}
+        if old is not None:
+            self._seen = [old[place[id(p)]] if id(p) in place else None for p in self.parameters]
+        self._altered = {moved[i] for i in self._altered if i in moved}
+        self._clipped = {moved[i]: call for i, call in self._clipped.items() if i in moved}
+        self._sums = {moved[i]: value for i, value in self._sums.items() if i in moved}
+
+    def _index(self, parameters: Sequence[torch.Tensor]) -> None:
+        self.parameters = list(parameters)
+        self._place = {id(p): i for i, p in enumerate(self.parameters)}
+
+    def dropped(self, now: list[Signature]) -> bool:
+        """Whether the gradients were thrown away since the last backward, one of which had come: set to None or to zero."""
+        if all(s is None for s in now):
+            return True
+        seen = self._seen
+        if seen is None or len(seen) != len(now) or any(a == b is not None for a, b in zip(seen, now, strict=True)):
+            return False
+        return all(_is_zero(p.grad) for p in self.parameters if p.grad is not None)
 
     def before_backward(self, now: list[Signature]) -> None:
         """A further backward begins: whatever changed since the last one was not us."""
         self._compare(now)
 
+    def after_backward(self, now: list[Signature]) -> None:
+        """Gradients were accumulated: what was clipped before is now a mixture."""
+        self._altered |= set(self._clipped)
+        self._seen = now
+        self._complete = True
+
     def clip_begins(self, call: ClipCall) -> None:
         """Check the gradients as the call finds them; for clipping by value, note their size."""
         self._compare(signatures(self.parameters))
-        for i in self._places(call):
-            if i in self.clipped:
-                self._altered.add(i)
-            elif call.kind == "value":
-                grad = self.parameters[i].grad
-                if grad is not None and grad.layout is torch.strided:
-                    wide = torch.view_as_real(grad) if grad.is_complex() else grad
-                    self.before_clip[i] = wide.to(torch.float64).square().sum()
+        places = self._places(call)
+        self._altered.update(i for i in places if i in self._clipped)
+        if call.kind == "value":
+            grads = {i: g for i in places if (g := self.parameters[i].grad) is not None and g.layout is torch.strided}
+            states = [TensorState(grad, None, None, None) for grad in grads.values()]
+            sums = measure_before(states, [_PLAIN] * len(states))[:, 0] if states else ()
+            self._sums.update(zip(grads, map(float, sums), strict=True))
 
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
         self._seen = signatures(self.parameters)
-        for i in self._places(call):
-            self.clipped[i] = call
-            if not call.finished:
-                self._altered.add(i)
+        places = self._places(call)
+        self._clipped.update(dict.fromkeys(places, call))
+        if not call.finished:
+            self._altered.update(places)
+        elif places:
+            self.calls.append(call)
 
-    def provable(self) -> list[bool]:
-        """Of each parameter, whether its gradient before clipping can still be told. Call as the step begins."""
+    def close(self) -> None:
+        """The step begins: what was written until now counts."""
         self._compare(signatures(self.parameters))
-        return [i not in self._altered for i in range(len(self.parameters))]
+
+    def rewritten(self) -> list[int]:
+        """Places of the gradients that were written to since `close`: by the optimizer itself."""
+        now, seen = signatures(self.parameters), self._seen
+        return [] if seen is None else [i for i, (a, b) in enumerate(zip(seen, now, strict=True)) if a != b]
+
+    def the_one(self, kind: str) -> ClipCall | None:
+        """The clipping call of this kind, where there was exactly one."""
+        calls = [call for call in self.calls if call.kind == kind]
+        return calls[0] if len(calls) == 1 else None
+
+    def total_norm(self, call: ClipCall) -> float:
+        """The norm that a call found, NaN where it found none."""
+        if self._norms is None:
+            known = [(id(c), c.total_norm) for c in self.calls if c.total_norm is not None]
+            values = to_host([norm for _, norm in known])
+            self._norms = dict(zip((key for key, _ in known), values, strict=True))
+        return self._norms.get(id(call), math.nan)
+
+    def coefficient(self, call: ClipCall) -> float:
+        """What a call multiplied the gradients by."""
+        quotient = call.limit / (self.total_norm(call) + 1e-6)
+        return 1.0 if quotient > 1 else quotient  # unlike min(), this hands a NaN on, as torch does
+
+    def covers(self, call: ClipCall, places: Sequence[int]) -> bool:
+        """Whether this one call explains all that happened to these gradients since they were complete."""
+        return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in places)
+
+    def before_clipping(self, used: Array) -> Array:
+        """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved."""
+        before = np.full(len(used), np.nan)
+        if not self._complete:
+            return before
+        for i, value in enumerate(used.tolist()):
+            call = self._clipped.get(i)
+            if i in self._altered:
+                continue
+            if call is None:
+                before[i] = value
+            elif call.kind == "value":
+                before[i] = self._sums.get(i, math.nan)
+            else:
+                before[i] = self._unclipped(i, value, self.coefficient(call))
+        return before
+
+    def _unclipped(self, i: int, used: float, coefficient: float) -> float:
+        if coefficient == 1:
+            return used
+        if not coefficient > 0:  # an infinite norm wiped everything out, or the norm was NaN
+            return math.nan
+        grad = self.parameters[i].grad
+        if grad is None:
+            return math.nan
+        if used == 0 and (coefficient > 1e-7 or grad.numel() == 0):
+            return 0.0
+        # Close to the smallest number of the dtype, scaling down has rounded away what scaling up cannot give back.
+        typical = math.sqrt(used / max(grad.numel(), 1))
+        return math.nan if typical < 1e3 * torch.finfo(grad.dtype).tiny else used / coefficient**2
 
     def _compare(self, now: list[Signature]) -> None:
         if self._seen is not None:
-            self._altered |= {i for i, (a, b) in enumerate(zip(self._seen, now, strict=True)) if a != b}
-            self._seen = now
+            self._altered.update(i for i, (a, b) in enumerate(zip(self._seen, now, strict=True)) if a != b)
+        self._seen = now
 
     def _places(self, call: ClipCall) -> list[int]:
         return [self._place[id(p)] for p in call.parameters if id(p) in self._place]
+
+
+def _is_zero(grad: torch.Tensor) -> bool:
+    """Whether all elements are zero; False where looking would make the training wait."""
+    return grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())

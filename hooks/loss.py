@@ -8,6 +8,7 @@ a training step's backward.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,96 +16,129 @@ from typing import Any
 import torch
 import torch.autograd
 
-from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
+from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
 
-__all__ = ["LossWindow", "Root", "install"]
+__all__ = ["LossWindow", "Root", "install", "look_at"]
 
-_DEPTH = 5  # how far below the root a division by the number of micro-batches is looked for
+_DEPTH = 5  # nodes below the root that tell what kind of loss it is, and whether it was divided
+_TRANSPARENT = ("ToCopy", "Mean", "Sum", "Squeeze", "View", "Reshape", "Alias", "Clone", "Div", "Mul")
+"""Nodes through which a division by the number of micro-batches is looked for: any other is part of the loss itself."""
+_nesting = Nesting()  # a reentrant checkpoint calls backward from inside backward, on a GPU from another thread
 
 
-def install() -> Undo | None:
-    """Patch the engine call: events "backward_begin" and "backward_end" with the roots."""
-    depth = 0
+def install() -> list[Undo]:
+    """Patch the engine call: events "backward_begin" with the roots, "backward_end" with whether it went through."""
 
     def wrap(original: Any) -> Any:
         @functools.wraps(original)
         def run_backward(roots: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
             if torch.compiler.is_compiling() or not listening() or kwargs.get("accumulate_grad") is not True:
                 return original(roots, *args, **kwargs)
-            outermost = depth == 0  # a reentrant checkpoint calls backward from inside backward
-            depth += 1
-            try:
-                if outermost:
-                    notify("backward_begin", roots)
-                result = original(roots, *args, **kwargs)
-                if outermost:
-                    notify("backward_end", roots)
-                return result
-            finally:
-                depth -= 1
+            with _nesting as outermost:
+                if not outermost:
+                    return original(roots, *args, **kwargs)
+                notify("backward_begin", roots)
+                finished = False
+                try:
+                    result = original(roots, *args, **kwargs)
+                    finished = True
+                    return result
+                finally:
+                    notify("backward_end", finished)
 
         return run_backward
 
-    return patch_attribute(torch.autograd, "_engine_run_backward", wrap)
+    undo = patch_attribute(torch.autograd, "_engine_run_backward", wrap)
+    return [] if undo is None else [undo]
 
 
 @dataclass
 class Root:
-    """One scalar root of a backward call.
+    """One root of a backward call.
 
     Attributes:
-        value: Its value, copied at once: the user may overwrite it in place a line later.
+        value: Its value, copied at once (the user may overwrite it in place a line later); None where it is no scalar.
         operations: Names of the first nodes of its graph: what kind of loss it is.
-        factors: Python numbers it was multiplied by (divisions inverted) in those nodes.
+        factors: Python numbers it was multiplied by (divisions inverted) at the very end.
     """
 
-    value: torch.Tensor
+    value: torch.Tensor | None
     operations: tuple[str, ...] = ()
     factors: tuple[float, ...] = ()
 
 
+def look_at(roots: Any) -> list[Root]:
+    """Describe the roots of a backward call that is about to begin; afterwards their graph is gone."""
+    seen = []
+    for root in roots if isinstance(roots, (tuple, list)) else (roots,):
+        if isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex():
+            value = root.detach().to(torch.float64, copy=True).reshape(())
+            seen.append(Root(value, *_describe(root.grad_fn)))
+        else:
+            seen.append(Root(None))
+    return seen
+
+
 @dataclass
 class LossWindow:
-    """The backward calls between two steps of one optimizer."""
+    """The backward calls between two steps of one optimizer.
 
-    roots: list[Root] = field(default_factory=list)
-    backward_count: int = 0
+    Attributes:
+        calls: The roots of each.
+        failed: Whether one raised half-way: the gradients are then of no known loss.
+    """
 
-    def add(self, roots: Any) -> None:
-        """Note one backward call; roots that are not scalars are counted only."""
-        self.backward_count += 1
-        for root in roots if isinstance(roots, (tuple, list)) else (roots,):
-            if isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex():
-                value = root.detach().to(torch.float64, copy=True).reshape(())
-                self.roots.append(Root(value, *_describe(root)))
+    calls: list[list[Root]] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether any backward reached the optimizer's gradients."""
+        return self.failed or bool(self.calls)
+
+    def values(self) -> list[torch.Tensor]:
+        """The values of all roots, 0-d float64; none where they do not add up to the loss of the step."""
+        roots = [root.value for call in self.calls for root in call]
+        return [] if self.failed or any(v is None for v in roots) else [v for v in roots if v is not None]
 
     def reduce(self, values: Sequence[float]) -> tuple[float, float, int]:
         """(loss, loss_sum, loss_reduction) of the step from the roots' values.
 
-        The loss is their sum where the user divided each by their number, or where they are different losses; else their mean.
+        Roots of one call add up. Those of several calls do where the user divided each by their number, or where they are
+        different losses; else the loss is their mean.
         """
         if not values:
-            return float("nan"), float("nan"), 0
-        total, count = sum(values), len(values)
+            return math.nan, math.nan, 0
+        total, count = sum(values), len(self.calls)
         if count == 1:
-            return total, total, 1
-        divided = all(any(abs(f * count - 1) < 1e-5 for f in root.factors) for root in self.roots)
-        differ = len({root.operations for root in self.roots}) > 1
+            return total, total, 1 if len(values) == 1 else 2
+        roots = [root for call in self.calls for root in call]
+        divided = all(any(abs(f * count - 1) < 1e-5 for f in root.factors) for root in roots)
+        differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
 
-def _describe(root: torch.Tensor) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    operations, factors = [], []
-    node: Any = root.grad_fn
+def _describe(node: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    operations: list[str] = []
+    factors: list[float] = []
+    outside = True
     while node is not None and len(operations) < _DEPTH:
         name = node.name()
         operations.append(name)
-        if name.startswith(("DivBackward", "MulBackward")):
-            other = getattr(node, "_saved_other", None)
-            if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
-                other = float(other) if other.device.type == "cpu" and other.numel() == 1 else None
-            if other:
-                factors.append(1 / other if name.startswith("Div") else float(other))
+        outside = outside and name.startswith(_TRANSPARENT)
+        if outside and name.startswith(("DivBackward", "MulBackward")):
+            factor = _python_number(node)
+            if factor:
+                factors.append(1 / factor if name.startswith("Div") else factor)
         node = node.next_functions[0][0] if node.next_functions else None
     return tuple(operations), tuple(factors)
+
+
+def _python_number(node: Any) -> float | None:
+    try:
+        other = getattr(node, "_saved_other", None)
+    except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
+        return None
+    if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
+        return float(other) if other.device.type == "cpu" and other.numel() == 1 else None
+    return float(other) if isinstance(other, (int, float)) else None

@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks import clip, dispatch, loss, optimizer, precision
-from stabkit.hooks.names import named_parameters, roles
+from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.recorder import StepRecorder
 from stabkit.runlog import Layout, StepRecord
 
@@ -43,10 +43,19 @@ class _Watched:
     def __init__(self, index: int, recorder: StepRecorder) -> None:
         self.index = index
         self.recorder = recorder
+        self.laid_out: optimizer.Roster | None = None  # the parameters that `layout` is about
         self.layout = -1
         self.attempt = -1
         self.step = 0
         self.count = -1
+
+
+class _Undecided:
+    """Stands in for the optimizer that will be adopted, until its first step shows which it is."""
+
+    def __init__(self, parameters: list[torch.Tensor]) -> None:
+        self.param_groups = [{"params": parameters}]
+        self.state: dict[torch.Tensor, Any] = {}
 
 
 class Monitor:
@@ -59,6 +68,10 @@ class Monitor:
         every: Measure the tensors of every so-manieth step.
         exact_updates: Measure the applied update from a copy of the weights.
         on_fault: Called once, with a sentence for the user, when something inside stabkit fails.
+
+    Attributes:
+        alive: Whether events are wanted.
+        step: The last step of the first optimizer, 0 before it.
     """
 
     def __init__(
@@ -71,29 +84,46 @@ class Monitor:
         on_fault: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.alive = True
+        self.step = 0
         self._model, self._sink, self._on_fault = model, sink, on_fault
         self._every, self._exact_updates = every, exact_updates
         self._names, self._roles = named_parameters(model), roles(model)
-        self._adopts = not optimizers
         self._watched: dict[int, _Watched] = {}
+        self._adopts = not optimizers
+        self._early: StepRecorder | None = None
+        if self._adopts:
+            self._early = StepRecorder(_Undecided(parameters_in(model)))  # type: ignore[arg-type]
         for o in optimizers:
-            self._watch(optimizer.unwrap(o))
+            found = optimizer.unwrap(o)
+            self._watch(found, StepRecorder(found, every, exact_updates))
+        self._roots: list[loss.Root] = []
         self._autocast: set[str] = set()
         self._faults = 0
         self._told = False
 
     def attach(self) -> None:
         """Begin to receive events."""
-        dispatch.attach(self, _install)
+        dispatch.attach(self)
 
     def detach(self) -> None:
-        """Receive no more; the last monitor to leave restores torch."""
+        """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
+        self._watched.clear()
+        self._model = self._early = None
 
-    @property
-    def step(self) -> int:
-        """The last step of the first optimizer, 0 before it."""
-        return next((w.step for w in self._watched.values()), 0)
+    def install(self) -> list[dispatch.Undo]:
+        """Patch torch; what could not be patched is told in the log."""
+        undo: list[dispatch.Undo] = []
+        for part in (optimizer, clip, loss, precision):
+            found: list[dispatch.Undo] = []
+            try:
+                found = part.install()
+            except Exception as error:
+                self.fault("install", error)
+            if not found:
+                self._note("unseen", what=part.__name__.rpartition(".")[2], torch=str(torch.__version__))
+            undo += found
+        return undo
 
     def owns_parameters(self) -> bool:
         """Whether the optimizers hold at least one parameter of the model; True while one is still to be adopted."""
@@ -105,35 +135,48 @@ class Monitor:
         getattr(self, f"_on_{event}")(*details)
 
     def fault(self, event: str, error: Exception) -> None:
-        """Note a failure of our own; after a few, stop watching. Training goes on either way."""
-        self._faults += 1  # in a row
+        """Note a failure of our own; after a few in a row, stop watching. Training goes on either way."""
+        if event != "step_end":  # there the gap is behind us
+            for recorder in self._recorders():
+                recorder.spoiled = True
+        self._faults += 1
         self.alive = self._faults < _FAULTS_ALLOWED
         where = traceback.extract_tb(error.__traceback__)
         place = f"{where[-1].filename.rpartition('/')[2]}:{where[-1].lineno}" if where else ""
+        what = f"{type(error).__name__}: {error}"
+        self._note("fault", where=event, error=what, place=place, step=self.step, stopped=not self.alive)
         if not self._told:
             self._told = True
-            self._on_fault(f"a step could not be recorded ({type(error).__name__}: {error}); training goes on")
+            self._on_fault(f"a step could not be recorded ({what}); training goes on")
+
+    def _note(self, event: str, **details: Any) -> None:
         try:
-            what = f"{type(error).__name__}: {error}"
-            self._sink.event("fault", where=event, error=what, place=place, stopped=not self.alive)
-        except OSError:  # the fault may be that the disk is full
+            self._sink.event(event, **details)
+        except Exception:  # the fault may be that the disk is full
             pass
 
-    def _on_backward_begin(self, roots: Any) -> None:
-        for watched in self._watched.values():
-            watched.recorder.backward_begin()
+    def _recorders(self) -> list[StepRecorder]:
+        found = [watched.recorder for watched in self._watched.values()]
+        return [*found, self._early] if self._early else found
 
-    def _on_backward_end(self, roots: Any) -> None:
-        for watched in self._watched.values():
-            watched.recorder.backward_end(roots)
+    def _on_backward_begin(self, roots: Any) -> None:
+        self._roots = []
+        for recorder in self._recorders():
+            recorder.backward_begin()
+        self._roots = loss.look_at(roots)
+
+    def _on_backward_end(self, finished: bool) -> None:
+        for recorder in self._recorders():
+            recorder.backward_end(self._roots, finished)
+        self._roots = []
 
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
-        for watched in self._watched.values():
-            watched.recorder.clip_begin(call)
+        for recorder in self._recorders():
+            recorder.clip_begin(call)
 
     def _on_clip_end(self, call: clip.ClipCall) -> None:
-        for watched in self._watched.values():
-            watched.recorder.clip_end(call)
+        for recorder in self._recorders():
+            recorder.clip_end(call)
 
     def _on_autocast(self, dtype: str) -> None:
         if dtype not in self._autocast:
@@ -144,38 +187,59 @@ class Monitor:
         watched = self._find(stepping)
         if watched is None:
             return
-        changed = watched.recorder.refresh()
-        if changed or watched.layout < 0:
-            layout = optimizer.layout_of(stepping, self._names, self._roles, watched.index)
-            watched.layout = self._sink.layout(watched.index, layout)
-        count = optimizer.count_of(stepping)
+        watched.recorder.refresh()
+        if watched.laid_out is not watched.recorder.roster:
+            self._lay_out(watched, stepping)
+        count = watched.recorder.count()
         if watched.attempt < 0 or count != watched.count:  # the first step, or a checkpoint was loaded since the last
             watched.attempt, watched.step = self._sink.attempt(watched.index, count)
+            watched.count = count
             if watched.step == 1:
-                self._sink.step(watched.index, watched.recorder.weights(0, watched.attempt, watched.layout))
+                self._sink.step(watched.index, watched.recorder.weights(watched.attempt, watched.layout))
         else:
             watched.step += 1
+        if watched.index == 0:
+            self.step = watched.step
         watched.recorder.step_begin(watched.step, closure)
 
     def _on_step_end(self, stepping: Optimizer) -> None:
-        watched = self._find(stepping)
-        if watched is None or watched.attempt < 0:
+        watched = self._watched.get(id(stepping))
+        if watched is None:
             return
-        watched.count = optimizer.count_of(stepping)
-        self._sink.step(watched.index, watched.recorder.step_end(watched.step, watched.attempt, watched.layout))
-        self._faults = 0
+        recorder = watched.recorder
+        try:
+            if recorder.spoiled:
+                watched.count = recorder.count()
+                return
+            record = recorder.step_end(watched.step, watched.attempt, watched.layout)
+            watched.count = recorder.count()
+            self._sink.step(watched.index, record)
+            self._faults = 0
+        finally:
+            recorder.begin_window()
+
+    def _lay_out(self, watched: _Watched, stepping: Optimizer) -> None:
+        self._names, self._roles = named_parameters(self._model), roles(self._model)
+        watched.layout = self._sink.layout(
+            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index)
+        )
+        watched.laid_out = watched.recorder.roster
 
     def _find(self, stepping: Optimizer) -> _Watched | None:
         found = self._watched.get(id(stepping))
         if found is None and self._adopts and any(id(p) in self._names for p in optimizer.parameters_of(stepping)):
-            found = self._watch(stepping)
+            return self._adopt(stepping)
         return found
 
-    def _watch(self, found: Optimizer) -> _Watched:
+    def _adopt(self, found: Optimizer) -> _Watched:
+        """Watch from now on; what was seen before is this optimizer's if nothing of it can be another's."""
         recorder = StepRecorder(found, self._every, self._exact_updates)
+        early, self._early = self._early, None
+        if early is not None:
+            held = {id(p) for p in recorder.parameters}
+            if all(id(p) in held for p in early.parameters if p.grad is not None):
+                recorder.take_over(early)
+        return self._watch(found, recorder)
+
+    def _watch(self, found: Optimizer, recorder: StepRecorder) -> _Watched:
         return self._watched.setdefault(id(found), _Watched(len(self._watched), recorder))
-
-
-def _install() -> list[dispatch.Undo]:
-    undo = [*optimizer.install(), *clip.install(), loss.install(), precision.install()]
-    return [u for u in undo if u is not None]

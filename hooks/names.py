@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["named_parameters", "roles"]
+__all__ = ["named_parameters", "parameters_in", "roles"]
 
 _NORMS = (
     nn.LayerNorm,
@@ -31,6 +31,12 @@ def named_parameters(model: Any) -> dict[int, tuple[str, ...]]:
         for name, parameter in module.named_parameters(remove_duplicate=False):
             names[id(parameter)] = (*names.get(id(parameter), ()), prefix + _clean(name, module))
     return names
+
+
+def parameters_in(model: Any) -> list[torch.Tensor]:
+    """Every parameter once."""
+    found = {id(p): p for _, module in _modules(model) for p in module.parameters()}
+    return list(found.values())
 
 
 def roles(model: Any) -> dict[int, str]:

@@ -7,9 +7,10 @@ a scheduler created afterwards inspects it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -18,7 +19,22 @@ from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
 from stabkit.runlog import Group, Layout, TensorInfo
 
-__all__ = ["count_of", "has_known_formula", "install", "layout_of", "parameters_of", "states_of", "unwrap"]
+__all__ = [
+    "Roster",
+    "StepCount",
+    "counts_of",
+    "group_values",
+    "has_known_formula",
+    "install",
+    "layout_of",
+    "parameters_of",
+    "states_of",
+    "steps_of",
+    "unwrap",
+]
+
+_NOTHING: Mapping[str, Any] = {}
+_READ_BY_ADAM = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
 
 
 def install() -> list[Undo]:
@@ -80,49 +96,118 @@ def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
 
 def has_known_formula(optimizer: Optimizer) -> bool:
     """Whether the update follows from p, m, v: exactly torch's AdamW or Adam, with every key they read in each group."""
-    keys = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
-    return type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and all(keys <= set(g) for g in optimizer.param_groups)
+    return type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and all(
+        _READ_BY_ADAM <= group.keys() for group in optimizer.param_groups
+    )
 
 
-def count_of(optimizer: Optimizer) -> int:
-    """The optimizer's own count of steps: the largest of its tensors' counts, 0 before the first, -1 where it keeps none."""
-    counts = [_count(state) for state in optimizer.state.values() if "step" in state]
-    if not optimizer.state:
-        return 0
-    return max(counts, default=-1)
+class Roster:
+    """The parameters of an optimizer with what seldom changes about them.
+
+    Attributes:
+        parameters: Every parameter of every group, in order.
+        lengths: The number of parameters of each group.
+        groups: The group of each parameter.
+        sizes: The number of elements of each.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.parameters = parameters_of(optimizer)
+        self.lengths = [len(group["params"]) for group in optimizer.param_groups]
+        self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        self.sizes = np.array([p.numel() for p in self.parameters], dtype=np.float64)
+
+    def holds(self, optimizer: Optimizer) -> bool:
+        """Whether it is still true."""
+        groups = optimizer.param_groups
+        return [len(group["params"]) for group in groups] == self.lengths and all(
+            a is b for a, b in zip(parameters_of(optimizer), self.parameters, strict=True)
+        )
 
 
-def _count(state: Mapping[str, Any]) -> int:
+def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
+    """The optimizer's own count of steps of each parameter: 0 before the first, -1 where it keeps none."""
+    state = optimizer.state
+    if not state:
+        return [0.0] * len(parameters)
+    return [_count(state.get(p, _NOTHING)) for p in parameters]
+
+
+def _count(state: Mapping[str, Any]) -> float:
     step = state.get("step", -1)
-    if isinstance(step, torch.Tensor) and step.device.type != "cpu":  # reading it would make the training wait
-        return -1
-    return int(step)
+    if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
+        return step.item() if step.is_cpu else -1.0
+    return float(step)
 
 
-def states_of(
-    optimizer: Optimizer, parameters: Iterable[torch.Tensor], groups: Iterable[Group], maximize: Iterable[bool]
-) -> tuple[list[TensorState], list[AdamStep]]:
-    """What the statistics need of each parameter: its tensors, and the numbers its update was computed with.
+class StepCount:
+    """Follows an optimizer's count, and notices where it was given another state."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self._first: Any = None
+        self._first_count = -1.0
+        self._count = -1
+
+    def read(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
+        """Read the count of every parameter."""
+        counts = counts_of(optimizer, parameters)
+        self._state = optimizer.state
+        self._first = next(iter(self._state.values()), None)
+        self._first_count = -1.0 if self._first is None else _count(self._first)
+        self._count = int(max(counts, default=-1))
+        return counts
+
+    def now(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> int:
+        """The largest count, 0 before the first step, -1 where the optimizer keeps none.
+
+        Everything is read again only where the state was replaced, or the count of its first tensor has changed.
+        """
+        first = next(iter(optimizer.state.values()), None)
+        same = optimizer.state is self._state and first is not None and first is self._first
+        if not (same and _count(first) == self._first_count):
+            self.read(optimizer, parameters)
+        return self._count
+
+
+def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> list[TensorState]:
+    """What the statistics need of each parameter; of an optimizer whose formula is not known, moments are absent."""
+    if not has_known_formula(optimizer):
+        return [TensorState(p, p.grad, None, None) for p in parameters]
+    states, state_of = [], optimizer.state.get
+    for p in parameters:
+        get = state_of(p, _NOTHING).get
+        states.append(TensorState(p, p.grad, get("exp_avg"), get("exp_avg_sq"), get("max_exp_avg_sq")))
+    return states
+
+
+def steps_of(
+    optimizer: Optimizer, roster: Roster, groups: Sequence[Group], counts: Sequence[float] | None = None
+) -> list[AdamStep]:
+    """The numbers each parameter's update is computed with; parameters of one group and count share an object.
 
     Args:
-        optimizer: One whose formula is known; of another, moments are absent.
-        parameters: The tensors to measure, each with a gradient.
-        groups: The hyperparameters of each tensor's group.
-        maximize: Whether each tensor's group ascends.
+        optimizer: The optimizer.
+        roster: Its parameters.
+        groups: The hyperparameters of its groups.
+        counts: The count of each parameter after the step; None before it.
     """
-    known = has_known_formula(optimizer)
-    coupled = not (type(optimizer) is torch.optim.AdamW or optimizer.defaults.get("decoupled_weight_decay", False))
-    states, steps = [], []
-    for p, group, ascend in zip(parameters, groups, maximize, strict=True):
-        state: Mapping[str, Any] = optimizer.state.get(p, {}) if known else {}
-        states.append(
-            TensorState(p, p.grad, state.get("exp_avg"), state.get("exp_avg_sq"), state.get("max_exp_avg_sq"))
-        )
-        count = _count(state) if state else 0
-        steps.append(
-            AdamStep(group.lr, group.beta1, group.beta2, group.eps, group.weight_decay, count, ascend, not coupled)
-        )
-    return states, steps
+    shared: dict[tuple[int, float], AdamStep] = {}
+
+    def step(key: tuple[int, float]) -> AdamStep:
+        if key not in shared:
+            g, count = key
+            group, entry = groups[g], optimizer.param_groups[g]
+            decoupled = type(optimizer) is torch.optim.AdamW or bool(entry.get("decoupled_weight_decay", False))
+            ascend = bool(entry.get("maximize", False))
+            rates = (group.lr, group.beta1, group.beta2, group.eps, group.weight_decay)
+            shared[key] = AdamStep(*rates, max(count, 0.0), ascend, decoupled)
+        return shared[key]
+
+    if counts is None or len(set(counts)) == 1:  # as nearly always
+        count = counts[0] if counts else 0.0
+        return [s for g, length in enumerate(roster.lengths) for s in [step((g, count))] * length]
+    return [step(key) for key in zip(roster.groups.tolist(), counts, strict=True)]
 
 
 def layout_of(optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], roles: Mapping[int, str], index: int) -> Layout:

@@ -12,7 +12,7 @@ from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
 __all__ = ["install"]
 
 
-def install() -> Undo | None:
+def install() -> list[Undo]:
     """Patch `torch.autocast.__enter__`: event "autocast" with the dtype's name, where it is enabled."""
 
     def wrap(original: Any) -> Any:
@@ -24,4 +24,5 @@ def install() -> Undo | None:
 
         return enter
 
-    return patch_attribute(torch.autocast, "__enter__", wrap)
+    undo = patch_attribute(torch.autocast, "__enter__", wrap)
+    return [] if undo is None else [undo]

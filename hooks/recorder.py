@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.clip import ClipCall
-from stabkit.hooks.gradients import GradientLedger, signatures
-from stabkit.hooks.loss import LossWindow
-from stabkit.hooks.optimizer import count_of, group_values, has_known_formula, parameters_of, states_of
-from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS, TensorState, measure_after, measure_before
+from stabkit.hooks.gradients import GradientLedger, Signature, signatures
+from stabkit.hooks.loss import LossWindow, Root
+from stabkit.hooks.measurement import Measurement, weights_now
+from stabkit.hooks.optimizer import Roster, StepCount, group_values
 from stabkit.hooks.transfer import to_host
-from stabkit.metric import TENSOR_COLUMNS, Array
-from stabkit.runlog import Group, StepRecord
+from stabkit.runlog import StepRecord
 
 __all__ = ["StepRecorder"]
-
-_PLACE = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
-_BEFORE = [_PLACE[name] for name in BEFORE_COLUMNS]
-_AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
-_SNAPSHOT_BELOW = 0.1
-"""A tensor whose RMS is below this many learning rates is copied before the step: its weights before the step cannot be worked
-back from those after it, because the update was so much larger that rounding has wiped them out."""
 
 
 class StepRecorder:
@@ -36,74 +27,91 @@ class StepRecorder:
         optimizer: The optimizer.
         every: Measure the tensors of every so-manieth step.
         exact_updates: Copy all weights before each measured step, so that the applied update is measured.
+
+    Attributes:
+        roster: The optimizer's parameters; another object as soon as they are others.
+        spoiled: Whether a failure of our own has made a gap in what was seen since the last step.
     """
 
     def __init__(self, optimizer: Optimizer, every: int = 1, exact_updates: bool = False) -> None:
         self.optimizer = optimizer
         self.every = every
         self.exact_updates = exact_updates
-        self.parameters = parameters_of(optimizer)
-        self.ledger = GradientLedger(self.parameters)
-        self.window = LossWindow()
-        self.clip: ClipCall | None = None
-        self._at_backward: list[Any] = []
-        self._closure = False
-        self._measuring = False
+        self.roster = Roster(optimizer)
+        self._ledger = GradientLedger(self.parameters)
+        self._count = StepCount()
+        self._at_backward: list[Signature] = []
+        self.begin_window()
 
-    def refresh(self) -> bool:
-        """Follow a change of the optimizer's parameters; whether there was one."""
-        now = parameters_of(self.optimizer)
-        if len(now) == len(self.parameters) and all(a is b for a, b in zip(now, self.parameters, strict=True)):
-            return False
-        self.parameters = now
-        self.ledger = GradientLedger(now)
-        return True
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """The optimizer's parameters, in order."""
+        return self.roster.parameters
+
+    def begin_window(self) -> None:
+        """Forget what was seen: the next step begins."""
+        self.spoiled = False
+        self._window = LossWindow()
+        self._ledger.begin()
+        self._measurement: Measurement | None = None
+        self._closure = False
+
+    def take_over(self, early: StepRecorder) -> None:
+        """Go on from what another recorder saw of the same gradients before their optimizer was known."""
+        self.spoiled, self._window, self._ledger = early.spoiled, early._window, early._ledger
+        self._ledger.reorder(self.parameters)
+
+    def refresh(self) -> None:
+        """Follow a change of the optimizer's parameters."""
+        if not self.roster.holds(self.optimizer):
+            self.roster = Roster(self.optimizer)
+            self._ledger.follow(self.parameters)
+
+    def count(self) -> int:
+        """The optimizer's own count of steps."""
+        return self._count.now(self.optimizer, self.parameters)
 
     def backward_begin(self) -> None:
         """A backward call begins; it may or may not reach this optimizer's parameters."""
-        self._at_backward = signatures(self.parameters)
-        if self.window.backward_count and all(s is None for s in self._at_backward):
-            self._begin_window()  # the gradients were dropped without a step
-        if self.window.backward_count:
-            self.ledger.before_backward(self._at_backward)
+        self.refresh()
+        self._at_backward = now = signatures(self.parameters)
+        if self._window.begun:
+            if self._ledger.dropped(now):
+                spoiled = self.spoiled
+                self.begin_window()
+                self.spoiled = spoiled
+            else:
+                self._ledger.before_backward(now)
 
-    def backward_end(self, roots: Any) -> None:
-        """A backward call is over: its loss is this optimizer's if it changed one of its gradients."""
+    def backward_end(self, roots: list[Root], finished: bool) -> None:
+        """A backward call is over, or has raised: its loss is this optimizer's if it changed one of its gradients."""
         now = signatures(self.parameters)
         if now == self._at_backward:
             return
-        self.window.add(roots)
-        self.ledger.after_backward(now)
+        self._ledger.after_backward(now)
+        if finished:
+            self._window.calls.append(roots)
+        else:
+            self._window.failed = True
 
     def clip_begin(self, call: ClipCall) -> None:
         """A clipping call begins."""
-        self.ledger.clip_begins(call)
+        self._ledger.clip_begins(call)
 
     def clip_end(self, call: ClipCall) -> None:
         """A clipping call is over."""
-        self.ledger.clip_ends(call)
-        if call.finished and any(c is call for c in self.ledger.clipped.values()):
-            self.clip = call
+        self._ledger.clip_ends(call)
 
     def step_begin(self, step: int, closure: bool) -> None:
         """The optimizer is about to step: look at weights and moments while they are still those before the step."""
         self._closure = closure
-        self._measuring = False  # until what must be seen before the step has been seen
-        self._provable = self.ledger.provable()
-        self._columns = np.full((len(self.parameters), len(TENSOR_COLUMNS)), np.nan)
-        self._snapshots: dict[int, torch.Tensor] = {}
-        if (step - 1) % self.every:
-            return
-        # Inside a closure's step the gradient does not exist yet: only the weights can be read.
-        states, steps = states_of(self.optimizer, self.parameters, *self._per_tensor())
-        if closure:
-            states = [TensorState(s.param, None, s.exp_avg, s.exp_avg_sq) for s in states]
-        self._columns[:, _BEFORE] = measure_before(states, steps)
-        self._take_snapshots()
-        self._measuring = True
+        if not closure:
+            self._ledger.close()
+        if (step - 1) % self.every == 0:
+            self._measurement = Measurement(self.optimizer, self.roster, self.exact_updates, closure)
 
     def step_end(self, step: int, attempt: int, layout: int) -> StepRecord:
-        """The optimizer has stepped: measure, and begin the next window.
+        """The optimizer has stepped: measure.
 
         Args:
             step: The step's number.
@@ -111,116 +119,40 @@ class StepRecorder:
             layout: The number of the layout its tensors are in.
         """
         if self._closure:
-            self._provable = self.ledger.provable()
-        measured = [i for i, p in enumerate(self.parameters) if p.grad is not None and not p.grad.is_sparse]
-        if self._measuring:
-            self._measure(measured)
+            self._ledger.close()
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
-        record.applied_steps = count_of(self.optimizer)
-        record.backward_count = self.window.backward_count
-        self._read_scalars(record, measured)
-        if self._measuring:
-            self._totals(record, measured)
-            record.tensors = self._columns
-        self._begin_window()
+        counts = self._count.read(self.optimizer, self.parameters)
+        record.applied_steps = int(max(counts, default=-1)) if self.optimizer.state else -1
+        record.backward_count = len(self._window.calls)
+        record.loss, record.loss_sum, record.loss_reduction = self._window.reduce(to_host(self._window.values()))
+        if self._measurement is not None:
+            self._measurement.finish(record.groups, counts, self._ledger)
+            record.tensors = self._measurement.columns
+            places: Sequence[int] = self._measurement.places
+            record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)
+            record.grad_norm = self._measurement.norm("grad_sumsq", places)
+            record.weight_norm = self._measurement.norm("weight_sumsq")
+            record.update_norm = self._measurement.norm("update_sumsq")
+        else:
+            places = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        self._read_clips(record, places)
         return record
 
-    def weights(self, step: int, attempt: int, layout: int) -> StepRecord:
+    def weights(self, attempt: int, layout: int) -> StepRecord:
         """A record for step 0 that holds the weights as they are."""
-        columns = np.full((len(self.parameters), len(TENSOR_COLUMNS)), np.nan)
-        states, steps = states_of(self.optimizer, self.parameters, *self._per_tensor())
-        bare = [TensorState(s.param, None, None, None) for s in states]
-        columns[:, _BEFORE] = measure_before(bare, steps)
-        return StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer), tensors=columns)
+        columns = weights_now(self.optimizer, self.roster)
+        return StepRecord(0, attempt, layout, time=time.time(), groups=group_values(self.optimizer), tensors=columns)
 
-    def _per_tensor(self) -> tuple[list[Group], list[bool]]:
-        groups = group_values(self.optimizer)
-        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
-        ascend = [bool(group.get("maximize", False)) for group in self.optimizer.param_groups]
-        of_tensor = [g for g, size in enumerate(sizes) for _ in range(size)]
-        return [groups[g] for g in of_tensor], [ascend[g] for g in of_tensor]
-
-    def _take_snapshots(self) -> None:
-        groups, _ = self._per_tensor()
-        weight = self._columns[:, _PLACE["weight_sumsq"]]
-        for i, p in enumerate(self.parameters):
-            small = p.numel() and math.sqrt(weight[i] / p.numel()) < _SNAPSHOT_BELOW * abs(groups[i].lr)
-            if p.grad is not None and (self.exact_updates or (small and has_known_formula(self.optimizer))):
-                self._snapshots[i] = p.detach().clone()
-
-    def _measure(self, measured: list[int]) -> None:
-        states, steps = states_of(self.optimizer, self.parameters, *self._per_tensor())
-        for i, snapshot in self._snapshots.items():
-            states[i].before = snapshot
-        for i in measured:
-            if self._closure:  # m before the step, worked back from m after it
-                self._momentum_after(i, states[i], steps[i])
-        self._columns[np.ix_(measured, _AFTER)] = measure_after([states[i] for i in measured], [steps[i] for i in measured])
-        idle = sorted(set(range(len(self.parameters))) - set(measured))
-        for name in ("update_sumsq", "update_absmax", "weight_update_dot"):
-            self._columns[idle, _PLACE[name]] = 0.0  # the optimizer passes over a tensor without a gradient
-        self._before_clipping(measured)
-
-    def _momentum_after(self, i: int, state: TensorState, step: Any) -> None:
-        if state.exp_avg is None or state.grad is None:
+    def _read_clips(self, record: StepRecord, places: Sequence[int]) -> None:
+        by_value, by_norm = self._ledger.the_one("value"), self._ledger.the_one("norm")
+        if by_value:
+            record.clip_value = by_value.limit
+        if by_norm is None:
             return
-        sign = -1.0 if step.maximize else 1.0
-        grad = state.grad.to(torch.float64).mul(sign)
-        before = (state.exp_avg.to(torch.float64) - (1 - step.beta1) * grad) / step.beta1
-        dot, square = to_host([(grad * before).sum(), before.square().sum()])
-        self._columns[i, [_PLACE["momentum_dot"], _PLACE["momentum_sumsq"]]] = dot, square
-
-    def _before_clipping(self, measured: list[int]) -> None:
-        used, before = self._columns[:, _PLACE["grad_used_sumsq"]], self._columns[:, _PLACE["grad_sumsq"]]
-        self._coefficients = self._clip_coefficients()
-        sums = dict(zip(self.ledger.before_clip, to_host(list(self.ledger.before_clip.values())), strict=True))
-        for i in measured:
-            if not self._provable[i]:
-                continue
-            call = self.ledger.clipped.get(i)
-            if call is None:
-                before[i] = used[i]
-            elif call.kind == "value":
-                before[i] = sums[i] if i in sums else math.nan
-            else:
-                coefficient = self._coefficients.get(id(call), math.nan)
-                # Of a coefficient of zero (an infinite norm) nothing can be worked back.
-                before[i] = used[i] / coefficient**2 if coefficient > 0 else math.nan
-
-    def _clip_coefficients(self) -> dict[int, float]:
-        calls = {id(c): c for c in self.ledger.clipped.values() if c.kind == "norm" and c.total_norm is not None}
-        norms = to_host([c.total_norm for c in calls.values() if c.total_norm is not None])
-        self._total_norms = dict(zip(calls, norms, strict=True))
-        return {key: min(1.0, calls[key].limit / (norm + 1e-6)) for key, norm in self._total_norms.items()}
-
-    def _read_scalars(self, record: StepRecord, measured: list[int]) -> None:
-        values = to_host([root.value for root in self.window.roots])
-        record.loss, record.loss_sum, record.loss_reduction = self.window.reduce(values)
-        if self.clip is None:
-            return
-        if self.clip.kind == "value":
-            record.clip_value = self.clip.limit
-            return
-        record.clip_max_norm = self.clip.limit
-        if not self._measuring:
-            self._coefficients = self._clip_coefficients()
-        record.clip_coefficient = self._coefficients.get(id(self.clip), math.nan)
-        everything = all(self.ledger.clipped.get(i) is self.clip and self._provable[i] for i in measured)
-        if everything and id(self.clip) in self._total_norms:
-            record.grad_norm = self._total_norms[id(self.clip)]
-
-    def _totals(self, record: StepRecord, measured: list[int]) -> None:
-        def total(name: str, rows: list[int]) -> float:
-            return float(np.sqrt(np.sum(self._columns[rows, _PLACE[name]]))) if rows else math.nan
-
-        everywhere = list(range(len(self.parameters)))
-        record.grad_norm_used = total("grad_used_sumsq", measured)
-        before = total("grad_sumsq", measured)
-        record.grad_norm = before if not math.isnan(before) else record.grad_norm
-        record.weight_norm = total("weight_sumsq", everywhere)
-        record.update_norm = total("update_sumsq", everywhere)
-
-    def _begin_window(self) -> None:
-        self.window = LossWindow()
-        self.clip = None
-        self.ledger.begin()
+        record.clip_max_norm = by_norm.limit
+        record.clip_coefficient = self._ledger.coefficient(by_norm)
+        total = self._ledger.total_norm(by_norm)
+        if math.isnan(record.grad_norm) and by_norm.order == 2 and self._ledger.covers(by_norm, places):
+            # An infinite norm is true only if an element is: otherwise torch's sum of squares has overflowed.
+            nonfinite = self._measurement is not None and self._measurement.total("grad_nonfinite", places) > 0
+            record.grad_norm = total if math.isfinite(total) or nonfinite else math.nan

@@ -11,6 +11,6 @@ __all__ = ["to_host"]
 
 def to_host(scalars: Sequence[torch.Tensor]) -> list[float]:
     """The values of 0-d float64 tensors on one device, in one transfer."""
-    if not scalars:
-        return []
-    return [float(value) for value in torch.stack(list(scalars)).numpy()]
+    if all(scalar.is_cpu for scalar in scalars):
+        return [scalar.item() for scalar in scalars]
+    return [float(value) for value in torch.stack(list(scalars)).tolist()]

@@ -1,46 +1,297 @@
 """The `stabkit` command: parses arguments, calls the library, turns errors into exit codes.
 
-0: nothing at or above --fail-on. 1: findings. 2: usage. 3: nothing readable, or a rule named by --require could not run.
+    0  nothing at or above --fail-on
+    1  findings
+    2  usage
+    3  nothing readable, or a rule named by --require could not run
+
+With several paths the highest counts: a run that could not be judged outweighs one that was judged and found ill. As
+with any program, 130 is an interruption (Ctrl-C) and 141 a pipe whose reader went away. Nothing heavy is imported until
+a command needs it, so that --help answers at once.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 from stabkit import __version__
-from stabkit.errors import StabkitError
+from stabkit.errors import StabkitError, UsageError
+from stabkit.finding import Diagnosis, Severity, Status
+from stabkit.report.encoding import speak_any_encoding
+from stabkit.report.words import printable
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stabkit.analyzers import Analyzer
+    from stabkit.report.json import Unreadable
+    from stabkit.report.pages import RulePage
+
+__all__ = ["commands", "main"]
+
+Words = tuple[str, ...]
 
 
-@click.group()
+class _Refused(click.ClickException):
+    """An error as a user meets it: one line, an exit code, no traceback."""
+
+    exit_code = 3
+
+    def show(self, file: Any = None) -> None:
+        _complain(self.message)
+
+
+class _Misused(_Refused):
+    """An error of the user's."""
+
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """Commands that may raise whatever the library raises."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise (_Misused if isinstance(error, UsageError) else _Refused)(_told(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stabkit")
 def commands() -> None:
     """Tells why a PyTorch training run becomes unstable: which tensor, which step, and what to change."""
 
 
+_attempt = click.option("--attempt", type=click.IntRange(0), metavar="N", help="Which, from 0; the last by default.")
+
+
 @commands.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
-def analyze(paths: tuple[str, ...]) -> None:
-    """Judge saved runs."""
-    from stabkit.analyzers import analyze as judge
-    from stabkit.runlog import load
+@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
+@click.option("--select", multiple=True, metavar="CODES", help="Ask only these rules, such as SK101,missing-warmup,SK2.")
+@click.option("--ignore", multiple=True, metavar="CODES", help="Do not ask these rules.")
+@click.option("--require", multiple=True, metavar="CODES", help="Exit with 3 where one of these rules could not look.")
+@click.option(
+    "--fail-on",
+    type=click.Choice([str(severity) for severity in Severity]),
+    default="warning",
+    show_default=True,
+    help="Exit with 1 for a finding of this severity or a higher one.",
+)
+@_attempt
+def analyze(paths: Words, format: str, select: Words, ignore: Words, require: Words, fail_on: str, attempt: int | None) -> None:
+    """Judge saved runs.
 
+    Tells what went wrong, in which tensor, at which step, and what to change; or how much of it could be looked at.
+
+    Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 usage; 3 nothing readable, or a rule named by --require
+    could not look. Of several paths the highest counts.
+    """
+    from stabkit.report.json import render
+    from stabkit.report.text import report, tally
+
+    chosen, required, left_out = _choice(select, ignore, require)
+    threshold = Severity[fail_on.upper()]
+    runs: list[Diagnosis | Unreadable] = []
     code = 0
     for path in paths:
-        diagnosis = judge(load(path))
-        for finding in diagnosis.findings:
-            click.echo(f"{finding.rule} {finding.name} step {finding.first_step}: {finding.message}")
-        code = max(code, diagnosis.exit_code)
+        run, failure = _judge(path, attempt, chosen)
+        if isinstance(run, Diagnosis):
+            failure = run.exit_code_for(threshold, required) if run.steps else 3
+            _tell_what_could_not_run(run, required)
+            if format == "text":
+                click.echo("\n" if runs else "", nl=False)
+                report(run, _console(), left_out)
+        runs.append(run)
+        code = max(code, failure)
+    if format == "json":
+        click.echo(render(runs))
+    elif len(runs) > 1:
+        tally([run for run in runs if isinstance(run, Diagnosis)], len(runs), _console())
+    click.get_current_context().exit(code)
+
+
+@commands.command()
+def rules() -> None:
+    """List all rules."""
+    from stabkit.report.pages import catalogue
+
+    catalogue(_pages(), _console())
+
+
+@commands.command()
+@click.argument("rule")
+def explain(rule: str) -> None:
+    """Show the page of a rule, given its code or its name."""
+    from stabkit.report.pages import page
+
+    pages = _pages()
+    meant = [p for p in pages if rule.lower() in (p.code.lower(), p.name)]
+    if not meant:
+        similar = _similar(rule, {p.code: p.name for p in pages})
+        raise UsageError(f"there is no rule {rule}{similar}. List them all with: stabkit rules")
+    page(meant[0], _console())
+
+
+@commands.command()
+@click.argument("path", type=click.Path())
+@_attempt
+def info(path: str, attempt: int | None) -> None:
+    """Tell what was recorded, by what, and how complete it is."""
+    from stabkit.report.info import info as describe
+    from stabkit.runlog import load
+
+    run = load(path, attempt)
+    earlier = [load(path, index) for index in range(run.attempt)]
+    size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+    describe([*earlier, run], size, _console())
+
+
+@commands.command()
+@click.option("--directory", type=Path, default="runs/demo", show_default=True, help="Where to record.")
+@click.option("--quick", is_flag=True, help="A smaller model and fewer steps.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation and data order.")
+def demo(directory: Path, quick: bool, seed: int) -> None:
+    """Train a small model with and without a fault, and judge both."""
+    from stabkit.demo import demo as train
+
+    click.get_current_context().exit(train(directory, seed))
+
+
+def _console() -> Console:
+    from stabkit.report.terminal import open_console
+
+    return open_console(sys.stdout)
+
+
+def _judge(path: str, attempt: int | None, rules: tuple[Analyzer, ...]) -> tuple[Diagnosis | Unreadable, int]:
+    """The diagnosis of a run, or why there is none and the exit code for that: one path must not stop the others."""
+    from stabkit.analyzers import analyze as judge
+    from stabkit.report.json import Unreadable
+    from stabkit.runlog import load
+
+    try:
+        return judge(load(path, attempt), rules), 0
+    except Exception as error:
+        message = _told(error, path)
+        _complain(message)
+        return Unreadable(path, message), 2 if isinstance(error, UsageError) else 3
+
+
+def _tell_what_could_not_run(run: Diagnosis, required: Words) -> None:
+    for outcome in run.outcomes:
+        if outcome.rule in required and outcome.status in (Status.NOT_APPLICABLE, Status.FAILED):
+            _complain(f"{run.path}: {outcome.rule} {outcome.name} is required and could not look: {outcome.reason}")
+
+
+def _choice(select: Words, ignore: Words, require: Words) -> tuple[tuple[Analyzer, ...], Words, int]:
+    """The rules to ask, the codes of those that must be able to look, and how many are left out."""
+    from stabkit.analyzers import ANALYZERS
+
+    wanted = _codes("--select", select) if select else {analyzer.rule.code for analyzer in ANALYZERS}
+    wanted -= _codes("--ignore", ignore)
+    required = _codes("--require", require)
+    if not wanted:
+        raise click.UsageError("--select and --ignore leave no rule to ask")
+    if contradictory := ", ".join(sorted(required - wanted)):
+        raise click.UsageError(f"--require names what --select or --ignore leave out: {contradictory}")
+    chosen = tuple(analyzer for analyzer in ANALYZERS if analyzer.rule.code in wanted)
+    return chosen, tuple(sorted(required)), len(ANALYZERS) - len(chosen)
+
+
+def _codes(option: str, values: Words) -> set[str]:
+    """The codes meant by codes, names and families (SK1, also written SK1xx) in comma separated lists."""
+    from stabkit.analyzers import ANALYZERS
+
+    known = {analyzer.rule.code: analyzer.rule.name for analyzer in ANALYZERS}
+    chosen: set[str] = set()
+    for word in (word.strip() for value in values for word in value.split(",")):
+        family = word.upper().rstrip("X")
+        meant = {code for code in known if family.startswith("SK") and code.startswith(family)}
+        meant |= {code for code, name in known.items() if name == word.lower()}
+        if not meant:
+            rules = ", ".join(f"{code} {name}" for code, name in known.items())
+            similar = _similar(word, known)
+            raise click.BadParameter(f"there is no rule {word!r}{similar}. Known are {rules}", param_hint=option)
+        chosen |= meant
+    return chosen
+
+
+def _similar(word: str, known: dict[str, str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word.upper(), known, cutoff=0.7)
+    near += get_close_matches(word.lower(), known.values(), cutoff=0.5)
+    return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
+
+
+def _pages() -> list[RulePage]:
+    from stabkit.analyzers import ANALYZERS
+    from stabkit.report.pages import RulePage
+
+    def page(analyzer: Analyzer) -> RulePage:
+        known = {name: getattr(analyzer.rule, name) for name in ("code", "name", "severity", "min_steps", "since")}
+        needs = tuple(name if scope == "step" else f"{name} per {scope}" for name, scope in analyzer.rule.requires)
+        return RulePage(**known, requires=needs, docstring=sys.modules[type(analyzer).__module__].__doc__ or "")
+
+    return [page(analyzer) for analyzer in ANALYZERS]
+
+
+def _told(error: Exception, path: str = "") -> str:
+    """What to tell of an error: a sentence of ours, the system's, or that it should not have happened."""
+    if isinstance(error, StabkitError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or path or 'the output'}: {error.strerror or error}"
+    if sys.flags.dev_mode:  # somebody wants to see where
+        raise error
+    what = f"a fault of stabkit itself ({type(error).__name__}: {error})"
+    return f"{path}: {what}. Please report it, with what `python -X dev -m stabkit ...` prints".removeprefix(": ")
+
+
+def _complain(message: str) -> None:
+    sys.stdout.flush()  # so that both stay in order where they go to the same file
+    click.echo(f"stabkit: {printable(message)}", err=True)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    speak_any_encoding()
+    stdout = sys.stdout
+    if not sys.warnoptions:  # NumPy's remarks on what a log holds are no news to the reader of a report
+        warnings.simplefilter("ignore")
+    try:
+        code = _run()
+        sys.stdout.flush()  # here, where a closed pipe can still be answered
+    except (BrokenPipeError, SystemExit):  # click answers a closed pipe with SystemExit; nothing else in here exits
+        _abandon(stdout)
+        code = 141
+    except OSError as error:  # a full disk
+        _abandon(stdout)
+        _complain(_told(error))
+        code = 3
     sys.exit(code)
 
 
-def main() -> None:
-    """The console script."""
+def _run() -> int:
     try:
-        commands()
-    except StabkitError as error:
-        click.echo(f"stabkit: {error}", err=True)
-        sys.exit(3)
+        return int(commands.main(prog_name="stabkit", standalone_mode=False) or 0)
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+
+
+def _abandon(stdout: TextIO) -> None:
+    """Send what is left in the buffer nowhere, so that Python does not complain of it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any
 
 __all__ = ["Diagnosis", "Evidence", "Finding", "Outcome", "Severity", "State", "Status"]
 
@@ -138,8 +137,9 @@ class Diagnosis:
 
     @property
     def worst(self) -> Severity | None:
-        """The highest severity found, None when nothing was."""
-        return max((finding.severity for finding in self.findings), default=None)
+        """The highest severity found, consequences included; None when nothing was found."""
+        found = [each for finding in self.findings for each in (finding, *finding.consequences)]
+        return max((finding.severity for finding in found), default=None)
 
     @property
     def exit_code(self) -> int:
@@ -154,7 +154,7 @@ class Diagnosis:
                 return 3
         return int(self.worst is not None and self.worst >= threshold)
 
-    def outcome(self, rule: str) -> Any:
+    def outcome(self, rule: str) -> Outcome:
         """The `Outcome` of a rule given by code or name; KeyError where it did not run."""
         for outcome in self.outcomes:
             if rule in (outcome.rule, outcome.name):

@@ -22,6 +22,7 @@ import stabkit
 from stabkit.dashboard.writer import DashboardWriter
 from stabkit.errors import StabkitError, UsageError
 from stabkit.hooks.monitor import Monitor
+from stabkit.hooks.optimizer import unwrap
 from stabkit.runlog import Layout, RunWriter, StepRecord
 from stabkit.runlog.writer import claim_directory
 
@@ -52,22 +53,26 @@ class Watch:
         logdir: Where the run is recorded, None where it could not be.
     """
 
-    def __init__(self, logdir: Path | None, monitor: Monitor, recorder: Recorder | None) -> None:
+    def __init__(self, logdir: Path | None, monitor: Monitor | None, recorder: Recorder | None) -> None:
         self.logdir = logdir
         self._monitor, self._recorder = monitor, recorder
 
     def log(self, **scalars: Any) -> None:
         """Record numbers beside the current step, such as `log(val_loss=2.3)`, or identifiers such as `log(batch="17")`."""
         values = {name: _plain(value) for name, value in scalars.items()}
-        self._safely(lambda recorder: recorder.scalars(self._monitor.step, values))
+        self._safely(lambda recorder: recorder.scalars(self._step, values))
 
     def mark(self, note: str) -> None:
         """Record a remark at the current step, such as `mark("lr halved")`."""
-        self._safely(lambda recorder: recorder.event("mark", step=self._monitor.step, note=str(note)))
+        self._safely(lambda recorder: recorder.event("mark", step=self._step, note=str(note)))
 
     def flush(self) -> None:
         """Make what was recorded so far visible to TensorBoard; the run log itself is always up to date."""
         self._safely(lambda recorder: recorder.flush())
+
+    @property
+    def _step(self) -> int:
+        return self._monitor.step if self._monitor else 0
 
     def _safely(self, act: Any) -> None:
         if self._recorder is None:
@@ -166,49 +171,42 @@ def watch(
     _check_model(model)
     optimizers = list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
     for o in optimizers:
-        if not hasattr(o, "param_groups"):
+        if not hasattr(unwrap(o), "param_groups"):
             raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {type(o).__name__}")
 
     facts = _facts(every, exact_updates, total_steps)
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard, first_step)
-    monitor = Monitor(model, optimizers, outputs or _Nowhere(), every, exact_updates, _warn)
-    if not monitor.owns_parameters():
-        _warn(
-            "the optimizer holds none of the model's parameters: was it made from another model, or before the model was "
-            "copied or moved? Its steps are recorded under names like optimizer0.group0.0"
-        )
-    watching = Watch(claimed if outputs else None, monitor, outputs)
-    if outputs is None:
-        yield watching
-        return
-    monitor.attach()
+    monitor = _attached(model, optimizers, outputs, every, exact_updates) if outputs else None
     try:
-        yield watching
+        yield Watch(claimed if outputs else None, monitor, outputs)
     finally:
-        monitor.detach()
         try:
-            outputs.close()
-        except OSError as error:
+            if monitor:
+                monitor.detach()
+            if outputs:
+                outputs.close()
+        except Exception as error:
             _warn(f"the log could not be closed ({error}); `stabkit analyze` reads it all the same")
         if lock is not None:
             os.close(lock)
 
 
-class _Nowhere:
-    """The sink of a run that cannot be recorded."""
-
-    def layout(self, optimizer: int, layout: Layout) -> int:
-        return 0
-
-    def attempt(self, optimizer: int, count: int) -> tuple[int, int]:
-        return 0, 1
-
-    def step(self, optimizer: int, record: StepRecord) -> None:
-        """Nothing to do."""
-
-    def event(self, event: str, **details: Any) -> None:
-        """Nothing to do."""
+def _attached(
+    model: Any, optimizers: list[Any], outputs: _Outputs, every: int, exact_updates: bool
+) -> Monitor | None:
+    try:
+        monitor = Monitor(model, optimizers, outputs, every, exact_updates, _warn)
+        if not monitor.owns_parameters():
+            _warn(
+                "the optimizer holds none of the model's parameters: was it made from another model, or before the model was "
+                "copied or moved? Its steps are recorded under names like optimizer0.group0.0"
+            )
+        monitor.attach()
+    except Exception as error:
+        _warn(f"nothing will be recorded ({type(error).__name__}: {error}). The training goes on")
+        return None
+    return monitor
 
 
 def _open(

@@ -1,6 +1,6 @@
 /* One call measures all float32 tensors of an optimizer step; no torch headers, only addresses.
  *
- * Python hands over a table with one Row per tensor and gets one line of float64 columns per Row back. Tensors are cut
+ * Python hands over packed Rows, one per tensor, and gets one line of float64 columns per Row back. Tensors are cut
  * into pieces of fixed length that are added up in their order, so the result does not depend on the number of threads.
  */
 #define PY_SSIZE_T_CLEAN
@@ -101,12 +101,13 @@ static int measure(const Row *rows, int64_t count, double *out, int after, int t
 }
 
 static PyObject *call(PyObject *arguments, int after) {
-    unsigned long long rows, out;
-    Py_ssize_t count;
+    const char *rows;
+    Py_ssize_t bytes;
+    unsigned long long out;
     int threads, ok;
-    if (!PyArg_ParseTuple(arguments, "KnKi", &rows, &count, &out, &threads)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "y#Ki", &rows, &bytes, &out, &threads)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    ok = measure((const Row *)(uintptr_t)rows, count, (double *)(uintptr_t)out, after, threads);
+    ok = measure((const Row *)rows, bytes / (Py_ssize_t)sizeof(Row), (double *)(uintptr_t)out, after, threads);
     Py_END_ALLOW_THREADS
     if (!ok) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -117,8 +118,8 @@ static PyObject *py_after(PyObject *self, PyObject *arguments) { (void)self; ret
 static int execute(PyObject *module) { return PyModule_AddIntConstant(module, "ROW_BYTES", sizeof(Row)); }
 
 static PyMethodDef methods[] = {
-    {"before", py_before, METH_VARARGS, "before(rows, count, out, threads): fill float64 [count, 3] at address out."},
-    {"after", py_after, METH_VARARGS, "after(rows, count, out, threads): fill float64 [count, 16] at address out."},
+    {"before", py_before, METH_VARARGS, "before(rows, out, threads): fill float64 [rows, 3] at address out."},
+    {"after", py_after, METH_VARARGS, "after(rows, out, threads): fill float64 [rows, 16] at address out."},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

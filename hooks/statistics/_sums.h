@@ -4,7 +4,7 @@
  * first-level cache:
  *   - sums that need no root or quotient are added up in double: squares of floats are exact there, none overflows;
  *   - the update and g/d need a root and a quotient, which in double make the whole pass twice as slow. They are taken
- *     in float where the block's own values prove that nothing can have been lost (`representable` before, `trusted`
+ *     in float where the block's own values prove that nothing can have been lost (`promising` before, `trusted`
  *     after), else in double.
  * Extremes are taken of the bit patterns: as integers they compare like the floats they are, and NaN needs no care.
  */
@@ -30,7 +30,7 @@
 enum { BLOCK = 1024 }; /* elements: six arrays of them fit the first-level cache */
 enum { ABS_BITS = 0x7fffffff, INF_BITS = 0x7f800000 };
 
-typedef struct { /* mirrored by cpu.ROW; an address of 0 is an absent tensor */
+typedef struct { /* mirrored by cpu._ROW; an address of 0 is an absent tensor */
     uint64_t param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, before;
     int64_t size;
     double step_size; /* lr / (1 - beta1^t) */
@@ -83,7 +83,7 @@ WIDEST static void measure_before(Piece *piece) {
 
 /* ---- after the step -------------------------------------------------------------------------------------------- */
 
-typedef struct { int32_t low, high; int finite, g_zero, m_zero; } Range; /* of one block; low and high bound v's bits */
+typedef struct { int32_t high; int finite, g_zero, m_zero; } Range; /* of one block; high: the bits of its largest v */
 typedef struct { const float *p, *g, *m, *v, *vmax, *before; int64_t n; } Block;
 typedef struct { double rms, update, weight, dot, absmax; } Update;
 
@@ -91,7 +91,6 @@ typedef struct { double rms, update, weight, dot, absmax; } Update;
 static int32_t eps_limit(const Row *row) {
     float limit = (float)(100 * row->eps * row->eps * row->bias);
     if (!(row->bias > 0) || !(limit >= 0)) return 0;
-    while (limit > 0 && !(sqrt(limit / row->bias) < 10 * row->eps)) limit = value(bits(limit) - 1);
     while (sqrt(limit / row->bias) < 10 * row->eps && bits(limit) < INF_BITS) limit = value(bits(limit) + 1);
     return bits(limit);
 }
@@ -135,7 +134,7 @@ INLINE Range plain_sums(const Block *block, int32_t limit, After *out) {
     } else {
         careful_extremes(block, out);
     }
-    return (Range){v_min, v_max, finite && m_sumsq <= DBL_MAX, g_sumsq == 0, m_sumsq == 0};
+    return (Range){v_max, finite && m_sumsq <= DBL_MAX, g_sumsq == 0, m_sumsq == 0};
 }
 
 /* What needs d, the denominator the optimizer used; `weight` is the sum of squares of p before the step. */
@@ -181,12 +180,11 @@ INLINE Update update_float(const Block *b, const Row *row, int has_before) {
     return (Update){rms, update, weight, dot, value(absmax)};
 }
 
-/* Whether float can hold a block's denominators, before it is tried: d * d must neither overflow nor go denormal. */
-INLINE int representable(const Row *row, Range range) {
-    double root = sqrt(1 / row->bias), low = sqrt(value(range.low)) * root, high = sqrt(value(range.high)) * root;
-    return range.finite && fmax(low, row->eps) > 1e-17 && high < 1e17 && row->eps < 1e17 && row->decay < .5 &&
-           (row->eps == 0 || row->eps > 1e-30) && (row->step_size == 0 || row->step_size > 1e-25) &&
-           row->step_size < 1e17 && (row->decay == 0 || row->decay > 1e-25);
+/* Whether a block is worth trying in float. The square of d is the divisor of the one quotient: where it overflows, an
+ * element would silently become 0. Where it goes denormal the quotient is Inf, which shows in the sums like all else. */
+INLINE int promising(const Row *row, Range range) {
+    double highest = sqrt(value(range.high) / row->bias);
+    return range.finite && highest < 1e17 && (row->step_size == 0 || row->step_size > 1e-25);
 }
 
 /* Whether float lost nothing, judged by what came out. A sum of squares of at least 1e-25 has lost at most BLOCK times
@@ -206,7 +204,7 @@ INLINE void widen(Range *range, const float *vmax, int64_t n) {
         high = b > high ? b : high;
         low = b < low ? b : low;
     }
-    range->high = high, range->low = low, range->finite &= high < INF_BITS && low >= 0;
+    range->high = high, range->finite &= high < INF_BITS && low >= 0;
 }
 
 INLINE double applied_sumsq(const float *p, const float *before, int64_t n) {
@@ -234,7 +232,7 @@ WIDEST static void measure_after(Piece *piece) {
         if (b.vmax) widen(&range, b.vmax, b.n);
         Update u;
         int done = 0;
-        if (representable(row, range)) {
+        if (promising(row, range)) {
             u = has_before ? update_float(&b, row, 1) : update_float(&b, row, 0);
             done = trusted(u, has_before, range.g_zero, (still || range.m_zero) && !decays);
         }

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["measure_after", "measure_before"]
 
-PIECE = 65_536
-"""Elements converted to float64 at a time."""
+PIECE = 32_000
+"""Elements converted to float64 at a time: below the 32,768 from which most operations start threads, which on a busy
+machine would wait for each other forty times per piece."""
 
 # Sums add up over pieces; these do not. Places in AFTER_COLUMNS.
 _MAXIMA = (1, 7, 10, 13)
@@ -105,32 +106,24 @@ def _after(
     """The columns of one piece. What cannot be known is 0 here and struck out by `_drop_unknown`."""
     assert p is not None
     zero = torch.zeros((), dtype=torch.float64, device=p.device)
-    grad = [zero] * 4
-    if g is not None:
-        grad = [(g * g).sum(), _absmax(g), _count(~g.isfinite()), _count(g == 0)]
-    second = [zero] * 4
+    grad, second, update = [zero] * 4, [zero] * 3, [zero] * 3
     rms = eps_count = zero
-    update = [zero] * 3
+    if g is not None:
+        grad = [(g * g).sum(), *_magnitude(g), _count(g == 0)]
     bias2 = 1 - step.beta2**step.count
     if v is not None and bias2 > 0:
         vhat = v / bias2
-        unbounded = ~vhat.isfinite()
-        second = [
-            (m * m).sum() if m is not None else zero,
-            vhat.sum(),
-            vhat.masked_fill(unbounded, math.inf).amin(),
-            vhat.masked_fill(unbounded, -math.inf).amax(),
-        ]
-        eps_count = _count((v > 0) & (vhat.sqrt() < 10 * step.eps))
         d2 = vhat if vmax is None else vmax / bias2
+        root = vhat.sqrt()
+        second = [vhat.sum(), *_range(vhat)]
+        eps_count = _count((v > 0) & (root < 10 * step.eps))
         if g is not None:
             rms = (g * g / d2.clamp(min=step.eps * step.eps)).sum()
         if m is not None:
-            update = _update(step, p, m, d2.sqrt(), before)
-    elif m is not None:
-        second[0] = (m * m).sum()
+            update = _update(step, p, m, root if vmax is None else d2.sqrt(), before)
+    first = zero if m is None else (m * m).sum()
     applied = zero if before is None else ((p - before) * (p - before)).sum()
-    return torch.stack([*grad, *second, rms, eps_count, _absmax(p), _count(~p.isfinite()), *update, applied])
+    return torch.stack([*grad, first, *second, rms, eps_count, *_magnitude(p), *update, applied])
 
 
 def _update(step: AdamStep, p: Tensor, m: Tensor, d: Tensor, before: Tensor | None) -> list[Tensor]:
@@ -141,11 +134,31 @@ def _update(step: AdamStep, p: Tensor, m: Tensor, d: Tensor, before: Tensor | No
         # A tensor of one element, because dividing by a Python zero (lr * weight_decay = 1) is Inf all the same.
         before = (p + adam) / torch.full((), 1 - decay, dtype=torch.float64, device=p.device)
     update = -adam - decay * before
-    return [(update * update).sum(), _absmax(update), (before * update).sum()]
+    return [(update * update).sum(), _magnitude(update)[0], (before * update).sum()]
 
 
-def _absmax(x: Tensor) -> Tensor:
-    return x.abs().masked_fill(~x.isfinite(), 0.0).amax()
+def _magnitude(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest |x| over finite elements, and the count of the others."""
+    size = x.abs()
+    top = size.amax()
+    if _all_finite(top):
+        return top, torch.zeros_like(top)
+    others = ~x.isfinite()
+    return size.masked_fill(others, 0.0).amax(), _count(others)
+
+
+def _range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest finite element; Inf and -Inf where there is none."""
+    low, high = x.amin(), x.amax()
+    if _all_finite(low, high):
+        return low, high
+    others = ~x.isfinite()
+    return x.masked_fill(others, math.inf).amin(), x.masked_fill(others, -math.inf).amax()
+
+
+def _all_finite(*extremes: Tensor) -> bool:
+    """Whether masks, half of the work, can be spared. Only the CPU tells without a wait."""
+    return all(x.device.type == "cpu" and math.isfinite(x.item()) for x in extremes)
 
 
 def _count(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The log's layout on disk: file names, record types, the NumPy header, checksums. Knows nothing of who writes or reads.
+"""The log's layout on disk: file names, record types, the NumPy header, checksums.
 
     run/
       rank00000/
@@ -7,17 +7,21 @@
         scalars.jsonl               what the user logged
         optimizer0/
           steps-000000.npy          one record per attempted step
-          tensors-000000.npy        one record per measured step: a row of columns per tensor
+          tensors-000000.npy        one record per measured step: a row of named columns per tensor
 
-A segment is an ordinary .npy file of fixed-size records. While it is open its header claims the full capacity and the file is
-shorter; on closing, the header is rewritten with the true count, and `numpy.load(path, mmap_mode="r")` opens it.
+A segment is an ordinary .npy file of fixed-size records. While it is open its header claims the full capacity and the
+file is shorter; on closing, the header is rewritten with the true count, and NumPy alone opens it: an array
+[steps, tensors] is `numpy.load("tensors-000000.npy", mmap_mode="r")["tensors"]["grad_absmax"]`. The header ends in a
+comment, which NumPy skips: the format's version, whether the segment is closed, and the CRC-32 of the header.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import ast
+import functools
+import re
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,12 +31,14 @@ from stabkit.metric import TENSOR_COLUMNS
 
 __all__ = [
     "COLUMN_NAMES",
+    "CRC_BYTES",
     "HEADER_BYTES",
     "SCHEMA_VERSION",
     "SEGMENT_STEPS",
-    "checksum_line",
-    "decode_line",
+    "Header",
+    "Records",
     "npy_header",
+    "parse_header",
     "seal",
     "segment_name",
     "step_dtype",
@@ -40,29 +46,38 @@ __all__ = [
     "valid_records",
 ]
 
+Records = NDArray[Any]
+"""A structured array of records."""
+
 SCHEMA_VERSION = 1
 SEGMENT_STEPS = 4096
 HEADER_BYTES = 4096  # room for the dtype of any layout; a multiple of 64 as the .npy format asks
+CRC_BYTES = 8  # a CRC-32 in eight bytes: every record and every number in it stays aligned
 COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in TENSOR_COLUMNS)
 
-_CRC_FIELD = ("crc", "<u4")
+_MAGIC = b"\x93NUMPY\x02\x00"
+_CRC_FIELD = ("crc", "<u8")
+_COMMENT = re.compile(rb"# stabkit (\d{1,9}) (open|closed) crc $")
 
 
+@functools.cache
 def step_dtype(groups: int) -> np.dtype[Any]:
     """The record of one attempted step of an optimizer with `groups` parameter groups."""
     group = [(name, "<f8") for name in ("lr", "weight_decay", "beta1", "beta2", "eps")]
     return np.dtype([
-        ("step", "<i8"), ("attempt", "<i4"), ("layout", "<i4"), ("time", "<f8"), ("applied_steps", "<i8"),
-        ("skipped", "<i4"), ("backward_count", "<i4"), ("loss_reduction", "<i4"), ("loss", "<f8"), ("loss_sum", "<f8"),
+        ("step", "<i8"), ("time", "<f8"), ("attempt", "<i4"), ("layout", "<i4"), ("applied_steps", "<i8"),
+        ("skipped", "<i8"), ("backward_count", "<i8"), ("loss_reduction", "<i8"), ("loss", "<f8"), ("loss_sum", "<f8"),
         ("grad_norm", "<f8"), ("grad_norm_used", "<f8"),
         ("clip_max_norm", "<f8"), ("clip_value", "<f8"), ("clip_coefficient", "<f8"), ("loss_scale", "<f8"),
         ("weight_norm", "<f8"), ("update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,
     ])  # fmt: skip
 
 
+@functools.cache
 def tensor_dtype(tensors: int) -> np.dtype[Any]:
-    """The record of one measured step: `values[tensors, columns]`, the columns in the order of `COLUMN_NAMES`."""
-    fields = [("step", "<i8"), ("attempt", "<i4"), ("layout", "<i4"), ("values", "<f8", (tensors, len(COLUMN_NAMES)))]
+    """The record of one measured step: a row of named columns per tensor. `time` is that of the step's own record."""
+    columns = [(name, "<f8") for name in COLUMN_NAMES]
+    fields = [("step", "<i8"), ("time", "<f8"), ("attempt", "<i4"), ("layout", "<i4"), ("tensors", columns, (tensors,))]
     return np.dtype([*fields, _CRC_FIELD])
 
 
@@ -71,52 +86,65 @@ def segment_name(kind: str, index: int) -> str:
     return f"{kind}-{index:06d}.npy"
 
 
-def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
-    """A .npy header (format 2.0) of exactly `HEADER_BYTES`, whatever the count, so that it can be rewritten in place."""
-    text = repr({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)})
-    magic = b"\x93NUMPY\x02\x00"
-    length = HEADER_BYTES - len(magic) - 4
-    return magic + length.to_bytes(4, "little") + text.encode("latin1").ljust(length - 1) + b"\n"
+@dataclass(frozen=True)
+class Header:
+    """What an undamaged header says.
+
+    Attributes:
+        schema: Version of the format.
+        dtype: Type of the records; None where the version is not this one.
+        count: Number of records of a closed segment, None while it is open.
+    """
+
+    schema: int
+    dtype: np.dtype[Any] | None
+    count: int | None
 
 
-def seal(record: NDArray[Any]) -> bytes:
+def npy_header(dtype: np.dtype[Any], count: int, closed: bool) -> bytes:
+    """A .npy header (format 2.0) of exactly `HEADER_BYTES`, whatever the count, so that it can be rewritten in place.
+
+    Args:
+        dtype: Type of the records.
+        count: Number of records, or the capacity of a segment that is still open.
+        closed: Whether the count is final.
+    """
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    comment = f"# stabkit {SCHEMA_VERSION} {'closed' if closed else 'open'} crc ".encode()
+    room = HEADER_BYTES - len(_MAGIC) - 4 - len(comment) - 9
+    text = repr(described).encode("latin1").ljust(room)
+    if len(text) > room:
+        raise ValueError(f"{len(dtype.fields or ())} fields do not fit into a header of {HEADER_BYTES} bytes")
+    head = _MAGIC + (HEADER_BYTES - len(_MAGIC) - 4).to_bytes(4, "little") + text + comment
+    return head + b"%08x\n" % zlib.crc32(head)
+
+
+def parse_header(header: bytes) -> Header | None:
+    """What a header says, or None where a single bit of it is not as it was written."""
+    head, checksum = header[:-9], header[-9:]
+    comment = _COMMENT.search(head[-64:])
+    if len(header) != HEADER_BYTES or comment is None or checksum != b"%08x\n" % zlib.crc32(head):
+        return None
+    schema = int(comment[1])
+    if schema != SCHEMA_VERSION:
+        return Header(schema, None, None)
+    described = ast.literal_eval(header[len(_MAGIC) + 4 :].decode("latin1"))
+    count = int(described["shape"][0]) if comment[2] == b"closed" else None
+    return Header(schema, np.lib.format.descr_to_dtype(described["descr"]), count)
+
+
+def seal(record: Records) -> bytes:
     """The bytes of one record (shape (1,)) with its CRC-32 filled in: over everything before the CRC."""
-    raw = record.tobytes()[:-4]
-    return raw + zlib.crc32(raw).to_bytes(4, "little")
+    raw = record.tobytes()[:-CRC_BYTES]
+    return raw + zlib.crc32(raw).to_bytes(CRC_BYTES, "little")
 
 
-def valid_records(records: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of these records carry the checksum of their own bytes."""
+def valid_records(records: Records) -> NDArray[np.bool_]:
+    """Which of these records [n] carry the checksum of their own bytes. Copies nothing."""
+    if not len(records):
+        return np.empty(0, np.bool_)
     size = records.dtype.itemsize
-    raw = np.ascontiguousarray(records).tobytes()
-    sums = (zlib.crc32(raw[start : start + size - 4]) for start in range(0, len(raw), size))
-    return np.fromiter(sums, dtype=np.uint32, count=len(records)) == records["crc"]
-
-
-def checksum_line(value: dict[str, Any]) -> bytes:
-    """One line of a .jsonl file: the object with the CRC-32 of its text as the last member."""
-    text = json.dumps(_encodable(value), separators=(",", ":"), sort_keys=True, allow_nan=False)
-    return f'{{"crc":{zlib.crc32(text.encode())},"value":{text}}}\n'.encode()
-
-
-def decode_line(line: bytes) -> dict[str, Any] | None:
-    """The object of a line made by `checksum_line`, or None where the line is damaged."""
-    prefix, separator, rest = line.rstrip(b"\n").partition(b',"value":')
-    if not (separator and prefix.startswith(b'{"crc":') and rest.endswith(b"}")):
-        return None
-    text = rest[:-1]
-    if not prefix[7:].isdigit() or zlib.crc32(text) != int(prefix[7:]):
-        return None
-    value = json.loads(text)
-    return value if isinstance(value, dict) else None
-
-
-def _encodable(value: Any) -> Any:
-    """JSON has no NaN: numbers that are not finite become the strings "nan", "inf" and "-inf"."""
-    if isinstance(value, dict):
-        return {str(key): _encodable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encodable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    return value
+    raw = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
+    sums = (zlib.crc32(raw[start : start + size - CRC_BYTES]) for start in range(0, len(raw), size))
+    good: NDArray[np.bool_] = np.fromiter(sums, dtype=np.uint64, count=len(records)) == records["crc"]
+    return good

@@ -1,8 +1,9 @@
-"""What passes from the recorders to the log: one `StepRecord` per attempted step, and the `Layout` it is laid out by."""
+"""What passes from the recorders to the log: one `StepRecord` per attempted step, laid out by a `Layout`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -41,17 +42,28 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the columns of a stream stand for; a new one begins whenever a tensor or group is added or removed."""
+    """What the columns of a stream stand for; a new one begins whenever a tensor or group is added or removed.
+
+    Attributes:
+        tensors: The tensors, in the order of the records' rows.
+        groups: Number of parameter groups.
+        optimizer: Class name of the optimizer.
+        implementation: "foreach", "fused", "single_tensor" or "default".
+        options: Such as (("amsgrad", False), ("maximize", False)).
+        missing: Columns (or step metrics) that no record of this layout can hold, each with the reason, such as
+            {"exp_avg_sumsq": "SGD keeps no moments"}. The reason is given to whoever asks for them.
+    """
 
     tensors: tuple[TensorInfo, ...]
     groups: int = 1
     optimizer: str = ""
     implementation: str = ""
     options: tuple[tuple[str, bool], ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `from_json` is its inverse."""
-        return asdict(self)
+        return asdict(self) | {"missing": dict(self.missing)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Layout:
@@ -66,7 +78,9 @@ class Layout:
             for item in data["tensors"]
         )  # fmt: skip
         options = tuple((str(name), bool(value)) for name, value in data.get("options", ()))
-        return cls(tensors, int(data["groups"]), data.get("optimizer", ""), data.get("implementation", ""), options)
+        missing = {str(name): str(reason) for name, reason in dict(data.get("missing", {})).items()}
+        optimizer, implementation = str(data.get("optimizer", "")), str(data.get("implementation", ""))
+        return cls(tensors, int(data["groups"]), optimizer, implementation, options, missing)
 
 
 @dataclass(frozen=True)

@@ -1,68 +1,99 @@
-"""Reads what describes a log, run.json and events.jsonl, each of which can stand in for the other when one is damaged."""
+"""Reads what describes a log: run.json, or events.jsonl in its stead where it is damaged."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stabkit.runlog.format import decode_line
+from stabkit.runlog.lines import decode_line, read_lines
 from stabkit.runlog.record import Layout
 
-__all__ = ["Manifest", "read_lines", "read_manifest"]
+__all__ = ["Manifest", "read_manifest"]
+
+Layouts = dict[int, list[Layout | None]]
 
 
 @dataclass
 class Manifest:
-    """What run.json holds: the format version, facts about the run, and the layouts of each optimizer's stream."""
+    """What run.json holds.
+
+    Attributes:
+        schema: Version of the format, None where it is not known.
+        facts: What the writer noted about the run.
+        layouts: The layouts of each optimizer's stream, by number; None for one that is lost.
+        line_bytes: How long events.jsonl and scalars.jsonl were when this was written.
+        notes: What was wrong with the files.
+    """
 
     schema: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    layouts: dict[int, list[Layout]] = field(default_factory=dict)
+    layouts: Layouts = field(default_factory=dict)
+    line_bytes: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
-        layouts = {str(k): [layout.to_json() for layout in v] for k, v in self.layouts.items()}
-        return {"schema": self.schema, "facts": self.facts, "layouts": layouts}
+        layouts = {str(k): [layout and layout.to_json() for layout in v] for k, v in self.layouts.items()}
+        return {"schema": self.schema, "facts": self.facts, "layouts": layouts, "line_bytes": self.line_bytes}
 
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The undamaged objects of a .jsonl file, and how many lines were damaged. A missing file is empty."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return [], 0
-    values = [decode_line(line) for line in lines if line]
-    return [value for value in values if value is not None], sum(value is None for value in values)
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """The manifest that `to_json` described; what cannot be understood in it is left out and noted."""
+        found = cls(data.get("schema"))
+        try:
+            found.facts = dict(data["facts"])
+            for optimizer, layouts in data["layouts"].items():
+                found.layouts[int(optimizer)] = [layout and Layout.from_json(layout) for layout in layouts]
+            found.line_bytes = {str(name): int(size) for name, size in data.get("line_bytes", {}).items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found.notes.append(f"run.json holds something unexpected ({type(error).__name__}: {error})")
+        return found
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """What run.json says; where it is damaged, what can be pieced together from the layout events.
+    """What run.json says; where it is damaged or gone, what can be pieced together from events.jsonl.
 
-    A missing file gives an empty manifest (schema None) with no note; damage is told in `notes`.
+    Of a directory without either, an empty manifest (schema None) with no notes.
     """
     path = directory / "run.json"
-    value: dict[str, Any] | None = None
-    notes = []
-    if path.exists():
-        values, damaged = read_lines(path)
-        value = values[0] if values else None
-        if damaged or value is None:
-            notes.append(f"{path.name} is damaged")
+    try:
+        data = path.read_bytes()
+        value = decode_line(data)
+    except FileNotFoundError:
+        value, trouble = None, "is missing"
+    except OSError as error:
+        value, trouble = None, f"cannot be read ({error.strerror})"
+    else:
+        trouble = "is damaged"
     if value is not None:
-        schema = value.get("schema")
-        try:
-            layouts = {int(k): [Layout.from_json(item) for item in v] for k, v in value["layouts"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            layouts = {}
-        return Manifest(schema, value.get("facts", {}), layouts, notes)
+        found = Manifest.from_json(value)
+        found.notes.extend([] if data.endswith(b"\n") else ["run.json is damaged at its end; nothing in it is lost"])
+        return found
 
     events, _ = read_lines(directory / "events.jsonl")
-    pieced: dict[int, list[Layout]] = {}
+    pieced = _from_events(events)
+    if path.exists() or events:
+        recovered = "; what it said was recovered from events.jsonl" if events else ""
+        pieced.notes.append(f"run.json {trouble}{recovered}")
+    return pieced
+
+
+def _from_events(events: Iterable[Mapping[str, Any]]) -> Manifest:
+    pieced = Manifest()
     for event in events:
-        if event.get("event") == "layout":
-            pieced.setdefault(int(event["optimizer"]), []).append(Layout.from_json(event["layout"]))
-    if pieced:
-        notes.append("the names of the tensors were recovered from events.jsonl")
-    return Manifest(None, {}, pieced, notes)
+        try:
+            if event["event"] == "open":
+                pieced.schema = event["schema"]
+                pieced.facts |= event["facts"]
+            elif event["event"] == "facts":
+                pieced.facts |= event["facts"]
+            elif event["event"] == "layout":
+                known = pieced.layouts.setdefault(int(event["optimizer"]), [])
+                index = int(event["index"])
+                known.extend([None] * (index + 1 - len(known)))
+                known[index] = Layout.from_json(event["layout"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+    return pieced

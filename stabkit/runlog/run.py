@@ -2,96 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stabkit.errors import MissingMetricError, UsageError
 from stabkit.metric import METRICS, STEP_METRICS, TENSOR_METRICS, Array, Scope
-from stabkit.runlog.format import COLUMN_NAMES
+from stabkit.runlog.columns import OrMissing
 from stabkit.runlog.record import TensorInfo
+from stabkit.runlog.stream import Series, Steps, Stream, Table
 
-__all__ = ["RunLog", "Series", "Stream", "Table"]
-
-Steps = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One quantity over the steps.
-
-    Attributes:
-        metric: Its name in the vocabulary; "update_norm (intended)" and the like where the definition leaves a choice.
-        tensor: The tensor it belongs to, None for the whole step.
-        unit: "" for a pure number.
-        steps: int64 [n], increasing.
-        values: float64 [n]; NaN where missing, or where the quantity itself was NaN.
-    """
-
-    metric: str
-    tensor: str | None
-    unit: str
-    steps: Steps
-    values: Array
-
-
-@dataclass(frozen=True)
-class Table:
-    """One quantity over the steps and the tensors (or parameter groups): `values[steps, tensors]`, NaN where missing."""
-
-    metric: str
-    unit: str
-    steps: Steps
-    tensors: tuple[str, ...]
-    values: Array
-
-    def series(self, tensor: str) -> Series:
-        """One column. Raises KeyError for an unknown tensor."""
-        if tensor not in self.tensors:
-            raise KeyError(tensor)
-        return Series(self.metric, tensor, self.unit, self.steps, self.values[:, self.tensors.index(tensor)])
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The records of one optimizer, as plain arrays.
-
-    Attributes:
-        steps: int64 [n], the attempted steps, increasing.
-        step_values: Step metrics by name, each float64 [n].
-        group_values: Group metrics by name, each float64 [n, groups].
-        tensors: The tensors, in column order.
-        tensor_steps: int64 [k], the steps whose tensors were measured.
-        columns: Stored columns by name, each float64 [k, tensors].
-        optimizer: Class name of the optimizer, "" where unknown.
-        implementation: "foreach", "fused" or "single_tensor", "" where unknown.
-        options: Such as {"amsgrad": False, "maximize": False}.
-    """
-
-    steps: Steps
-    step_values: Mapping[str, Array] = field(default_factory=dict)
-    group_values: Mapping[str, Array] = field(default_factory=dict)
-    tensors: tuple[TensorInfo, ...] = ()
-    tensor_steps: Steps = field(default_factory=lambda: np.empty(0, np.int64))
-    columns: Mapping[str, Array] = field(default_factory=dict)
-    optimizer: str = ""
-    implementation: str = ""
-    options: Mapping[str, bool] = field(default_factory=dict)
-
-    def until(self, step: int) -> Stream:
-        """The prefix up to and including a step, as it was known then."""
-        rows, measured = self.steps <= step, self.tensor_steps <= step
-        return replace(
-            self,
-            steps=self.steps[rows],
-            step_values={name: values[rows] for name, values in self.step_values.items()},
-            group_values={name: values[rows] for name, values in self.group_values.items()},
-            tensor_steps=self.tensor_steps[measured],
-            columns={name: values[measured] for name, values in self.columns.items()},
-        )
+__all__ = ["RunLog", "Series", "Steps", "Stream", "Table"]
 
 
 @dataclass(frozen=True)
@@ -138,23 +62,35 @@ class RunLog:
         return self.stream.tensors
 
     def optimizer(self, index: int) -> RunLog:
-        """The same run seen through another of its optimizers."""
+        """The same run seen through another of its optimizers. Raises UsageError where there is none of that index."""
+        if not 0 <= index < len(self.streams):
+            raise UsageError(f"{self._name} has optimizers 0 to {len(self.streams) - 1}; there is no optimizer {index}")
         return replace(self, index=index)
 
     def until(self, step: int) -> RunLog:
         """The run as it was known after a step: what a rule running live would have seen."""
-        return replace(self, streams=tuple(stream.until(step) for stream in self.streams))
+        later = self.steps > step
+        times = self.stream.step_values.get("time")
+        end = float(times[later][0]) if times is not None and later.any() else math.inf
+        return replace(
+            self,
+            streams=tuple(stream.until(step) for stream in self.streams),
+            events=tuple(event for event in self.events if _known_by(event, step, end)),
+            scalars={name: (at[at <= step], values[at <= step]) for name, (at, values) in self.scalars.items()},
+        )
 
     def has(self, metric: str, scope: Scope = "step") -> bool:
-        """Whether the quantity was recorded at least once."""
+        """Whether the quantity was recorded at least once: whether `series`, or for a tensor `table`, has it."""
         if scope == "tensor":
-            needed = METRICS[metric, "tensor"].columns if (metric, "tensor") in METRICS else ()
-            stored = self.stream.columns
-            if metric == "update_ratio":
-                needed = ("update_sumsq", "weight_sumsq")
-            return bool(needed) and all(name in stored and not np.all(np.isnan(stored[name])) for name in needed)
-        values = self.stream.group_values if scope == "group" else self._step_values()
-        return metric in values and not np.all(np.isnan(values[metric]))
+            found = METRICS.get((metric, "tensor"))
+            needed = found.columns if found else ()
+            if metric == "update_ratio":  # of the two updates it may rest on, one is enough
+                update = "update_sumsq" if self.stream.measured("update_sumsq") else "applied_update_sumsq"
+                needed = (update, "weight_sumsq")
+            return bool(needed) and all(self.stream.measured(column) for column in needed)
+        if scope == "group":
+            return not np.all(np.isnan(self.stream.group_values.get(metric, math.nan)))
+        return self._has_step(metric) or self.has(metric, "group") or metric in self.scalars
 
     def series(self, metric: str, tensor: str | None = None, group: int = 0) -> Series:
         """One quantity over the steps.
@@ -165,16 +101,21 @@ class RunLog:
             group: The parameter group, for quantities kept per group, such as `lr`.
 
         Raises:
-            MissingMetricError: it was not recorded.
+            MissingMetricError: it was not recorded; the message names what would have recorded it.
+            UsageError: there is no such group.
             KeyError: there is no such tensor.
         """
         if tensor is not None:
             return self.table(metric).series(tensor)
-        values = self._step_values()
-        if metric in values:
-            return Series(metric, None, self._unit(metric, "step"), self.steps, values[metric])
-        if metric in self.stream.group_values:
-            return Series(metric, None, "", self.steps, self.stream.group_values[metric][:, group])
+        if self._has_step(metric):
+            basis = "intended" if metric == "update_ratio" else ""
+            return Series(metric, None, self._unit(metric, "step"), self.steps, self._step_values(metric), basis)
+        if self.has(metric, "group"):
+            values = self.stream.group_values[metric]
+            groups = values.shape[1]
+            if not 0 <= group < groups:
+                raise UsageError(f"{self._name} has parameter groups 0 to {groups - 1}; there is no group {group}")
+            return Series(metric, None, self._unit(metric, "group"), self.steps, values[:, group])
         if metric in self.scalars:
             return Series(metric, None, "", *self.scalars[metric])
         raise self._missing(metric, "step")
@@ -183,38 +124,72 @@ class RunLog:
         """One quantity over the steps and tensors; for a group quantity, over the groups.
 
         Raises:
-            MissingMetricError: it was not recorded.
+            MissingMetricError: it was not recorded; the message names what would have recorded it.
         """
-        if (metric, "group") in METRICS and metric in self.stream.group_values:
+        if self.has(metric, "group"):
             values = self.stream.group_values[metric]
-            return Table(metric, "", self.steps, tuple(f"group{i}" for i in range(values.shape[1])), values)
+            names = tuple(f"group{i}" for i in range(values.shape[1]))
+            return Table(metric, self._unit(metric, "group"), self.steps, names, values)
         found = METRICS.get((metric, "tensor"))
         if found is None or found.derive is None or not self.has(metric, "tensor"):
             raise self._missing(metric, "tensor")
         numel = np.array([tensor.numel for tensor in self.tensors], dtype=np.float64)
+        shape = (len(self.stream.tensor_steps), len(self.tensors))
         with np.errstate(invalid="ignore", over="ignore"):
-            values = found.derive(_Absent(self.stream.columns), numel)
-        return Table(metric, found.unit, self.stream.tensor_steps, tuple(t.name for t in self.tensors), values)
+            values = found.derive(OrMissing(self.stream.columns, shape), numel)
+        names = tuple(tensor.name for tensor in self.tensors)
+        basis = self._basis() if metric == "update_ratio" else ""
+        return Table(metric, found.unit, self.stream.tensor_steps, names, values, basis)
 
-    def _step_values(self) -> Mapping[str, Array]:
+    @property
+    def _name(self) -> str:
+        return self.path or "this run"
+
+    def _has_step(self, metric: str) -> bool:
+        """Whether a step metric was recorded at least once. A loss that was NaN from the first step on was."""
         values = self.stream.step_values
-        if "update_norm" in values and "weight_norm" in values:
-            weight = np.where(values["weight_norm"] == 0, np.nan, values["weight_norm"])
-            return {**values, "update_ratio": values["update_norm"] / weight}
-        return values
+        if metric == "update_ratio":
+            known = metric in values or ("weight_norm" in values and "update_norm" in values)
+            return known and not np.all(np.isnan(self._step_values(metric)))
+        if metric in ("loss", "loss_sum") and metric in values and "loss_reduction" in values:
+            return bool(np.any(values["loss_reduction"] > 0) or not np.all(np.isnan(values[metric])))
+        return metric in values and not np.all(np.isnan(values[metric]))
+
+    def _step_values(self, metric: str) -> Array:
+        values = self.stream.step_values
+        if metric == "update_ratio" and metric not in values:
+            ratio: Array = values["update_norm"] / np.where(values["weight_norm"] == 0, np.nan, values["weight_norm"])
+            return ratio
+        return values[metric]
+
+    def _basis(self) -> str:
+        """Which update the ratios of this run rest on."""
+        if not self.stream.measured("applied_update_sumsq"):
+            return "intended"
+        applied = np.isnan(self.stream.columns["applied_update_sumsq"])
+        intended = np.isnan(OrMissing(self.stream.columns, applied.shape)["update_sumsq"])
+        return "applied where it was measured, else intended" if np.any(applied & ~intended) else "applied"
 
     def _unit(self, metric: str, scope: Scope) -> str:
         known = METRICS.get((metric, scope))
         return known.unit if known else ""
 
-    def _missing(self, metric: str, scope: Scope) -> Exception:
-        known = METRICS.get((metric, scope)) or METRICS.get((metric, "group"))
-        where = self.path or "this run"
+    def _missing(self, metric: str, scope: Scope) -> MissingMetricError:
+        other: Scope = "tensor" if scope == "step" else "step"
+        known = METRICS.get((metric, scope)) or METRICS.get((metric, "group")) or METRICS.get((metric, other))
         if known is None:
             names = sorted({m.name for m in (*STEP_METRICS, *TENSOR_METRICS)} | set(self.scalars))
             return MissingMetricError(f"there is no quantity called {metric!r}; known are {', '.join(names)}")
         kind = "per tensor" if scope == "tensor" else "per step"
-        return MissingMetricError(f"{where} holds no {metric} {kind}; it is recorded by {known.recorded_by}")
+        if known.scope != scope and known.scope != "group":
+            advice = f'table("{metric}")' if known.scope == "tensor" else f'series("{metric}")'
+            return MissingMetricError(f"{metric} is not a quantity {kind}; ask for {advice}")
+        if not len(self.steps):
+            return MissingMetricError(f"{self._name} holds no {metric}: no step has been recorded yet")
+        reasons = dict.fromkeys(self.stream.missing[n] for n in (*known.columns, metric) if n in self.stream.missing)
+        because = f" ({'; '.join(reasons)})" if reasons else ""
+        recorder = f"it is recorded by {known.recorded_by}"
+        return MissingMetricError(f"{self._name} holds no {metric} {kind}{because}; {recorder}")
 
     @classmethod
     def from_arrays(
@@ -253,14 +228,9 @@ class RunLog:
         return cls(streams=(stream,), **about)
 
 
-class _Absent(dict[str, Array]):
-    """Columns by name; one that was not stored is missing everywhere."""
-
-    def __init__(self, columns: Mapping[str, Array]) -> None:
-        super().__init__(columns)
-        self._shape = next(iter(columns.values())).shape
-
-    def __missing__(self, name: str) -> Array:
-        if name not in COLUMN_NAMES:
-            raise KeyError(name)
-        return np.full(self._shape, np.nan)
+def _known_by(event: Mapping[str, Any], step: int, end: float) -> bool:
+    """Whether an event was there when a step was over; `end` is the time of the following one."""
+    number, when = event.get("step", event.get("first_step")), event.get("time")
+    if isinstance(number, int):
+        return number <= step
+    return not isinstance(when, (int, float)) or when < end

@@ -1,0 +1,67 @@
+"""One cause is one finding: what an earlier finding explains is put inside it, the first mover first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from stabkit.finding import Finding, Outcome
+
+__all__ = ["gather"]
+
+EXPLAINS: dict[str, frozenset[str]] = {
+    "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
+    "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
+    "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK301"}),
+    "SK302": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
+    "SK204": frozenset({"SK201", "SK203"}),
+    "SK203": frozenset({"SK201", "SK204"}),
+    "SK201": frozenset({"SK203", "SK204"}),
+}
+"""What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""
+
+WITHIN = 50
+"""Steps after the end of a cause within which what it explains can begin."""
+LEAD = 3
+"""Steps by which a consequence may be decided before its cause: rules differ in how soon they can tell."""
+
+
+def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    """The same outcomes with consequences moved inside the findings that explain them.
+
+    An outcome whose findings all moved keeps its status and says where they went.
+    """
+    outcomes = tuple(outcomes)
+    rank = {code: i for i, code in enumerate(EXPLAINS)}
+    everything = [finding for outcome in outcomes for finding in outcome.findings]
+    causes = sorted((f for f in everything if f.rule in EXPLAINS), key=lambda f: (rank[f.rule] > 3, f.first_step, rank[f.rule]))
+    inside: dict[int, list[Finding]] = {}
+    taken: dict[int, Finding] = {}
+    for cause in causes:
+        if id(cause) in taken:
+            continue
+        for other in everything:
+            if other is not cause and id(other) not in taken and id(other) not in inside and _follows(other, cause):
+                inside.setdefault(id(cause), []).append(other)
+                taken[id(other)] = cause
+    return tuple(_without(outcome, inside, taken) for outcome in outcomes)
+
+
+def _follows(other: Finding, cause: Finding) -> bool:
+    if other.rule not in EXPLAINS[cause.rule]:
+        return False
+    began = min(other.first_step, other.event_step or other.first_step)
+    return cause.first_step - LEAD <= began <= cause.last_step + WITHIN
+
+
+def _without(outcome: Outcome, inside: dict[int, list[Finding]], taken: dict[int, Finding]) -> Outcome:
+    kept = tuple(
+        replace(f, consequences=tuple(sorted(inside[id(f)], key=lambda c: c.first_step))) if id(f) in inside else f
+        for f in outcome.findings
+        if id(f) not in taken
+    )
+    if len(kept) == len(outcome.findings):
+        return replace(outcome, findings=kept)
+    cause = next(taken[id(f)] for f in outcome.findings if id(f) in taken)
+    reason = outcome.reason if kept else f"explained by {cause.rule} {cause.name} at step {cause.first_step}"
+    return replace(outcome, findings=kept, reason=reason)

@@ -1,0 +1,129 @@
+"""SK203 gradient-spike.
+
+What it reports:    A global gradient norm far above its own recent level, before clipping.
+Why it matters:     Gradient spikes often come some steps before loss spikes; unclipped, one can undo hundreds of steps, and Adam's
+                    moments carry it on for 50 to 200 more.
+How it decides:     Robust z-score of log(norm) against median and MAD of the last 100 finite values above 8, with a floor of 0.1 on
+                    the spread (so at least 2.2 times the recent level). Where clipping took the norm back to within twice
+                    the recent level of the used norm, it is information only. The tensor named first is the one whose own norm
+                    rose most over its own recent level. The first 20 steps are not judged.
+Known false alarms: Very small batches; rare long sequences; a loss that is summed rather than averaged over a varying batch.
+What to try:        Clip at the limit computed from the run's own recent norms (median + 3 robust standard deviations).
+References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for clipping by the run's own history; Huang et al.
+                    2025, arXiv 2501.06842 for the aftermath in the moments. 6 healthy runs never passed 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from stabkit.analyzers.base import Rule, found
+from stabkit.analyzers.series import MAD_TO_SIGMA, episodes, trailing_level
+from stabkit.finding import Evidence, Finding, Severity, State
+from stabkit.metric import Array
+from stabkit.runlog import RunLog, Series
+
+__all__ = ["RULE", "GradientSpike", "GradientSpikeThresholds"]
+
+RULE = Rule(
+    code="SK203", name="gradient-spike", severity=Severity.WARNING, requires=(("grad_norm_used", "step"),), min_steps=21
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSpikeThresholds:
+    """When a gradient norm stands out."""
+
+    window: int = 100
+    least: int = 20
+    """Past values in the baseline, and how many are needed."""
+    score: float = 8.0
+    """Robust z-score of log(norm)."""
+    floor: float = 0.1
+    """Smallest spread of log(norm) taken seriously."""
+    absorbed: float = 2.0
+    """Used norm over its recent level up to which clipping absorbed the spike."""
+    gap: int = 30
+    """Steps between two spikes up to which they are one."""
+
+
+class GradientSpike:
+    """See the module's docstring."""
+
+    rule = RULE
+
+    def __init__(self, thresholds: GradientSpikeThresholds | None = None) -> None:
+        self.thresholds = thresholds or GradientSpikeThresholds()
+
+    def analyze(self, run: RunLog) -> Iterator[Finding]:
+        """One finding per spike."""
+        limits = self.thresholds
+        norm = run.series("grad_norm" if run.has("grad_norm") else "grad_norm_used")
+        logs = _log(norm.values)
+        trailing = trailing_level(logs, limits.window, limits.score, limits.floor, limits.least)
+        with np.errstate(invalid="ignore"):
+            out = trailing.score > limits.score
+        for first, last in episodes(out, limits.gap):
+            yield self._finding(run, norm, np.exp(trailing.level), trailing.score, first, last)
+
+    def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
+        limits = self.thresholds
+        step, peak = int(norm.steps[first]), first + int(np.nanargmax(norm.values[first : last + 1]))
+        absorbed = self._absorbed(run, first, last)
+        recent = norm.values[max(0, first - limits.window) : first]
+        recent = recent[np.isfinite(recent)]
+        middle = float(np.median(recent))
+        clip = middle + 3 * MAD_TO_SIGMA * float(np.median(np.abs(recent - middle)))
+        tensors = first_movers(run, step, limits.window)
+        return found(
+            RULE,
+            severity=Severity.INFO if absorbed else Severity.WARNING,
+            message=f"gradient norm rose from about {level[first]:.3g} to {norm.values[peak]:.3g} at step {norm.steps[peak]}"
+            + ("; clipping absorbed it" if absorbed else "")
+            + (f"; {tensors[0]} moved most" if tensors else ""),
+            first_step=step,
+            last_step=int(norm.steps[last]),
+            event_step=int(norm.steps[peak]),
+            last_good_step=step - 1,
+            state=State.RECOVERED if last < len(norm.steps) - 1 - limits.gap else State.ONGOING,
+            tensors=tensors,
+            evidence=(
+                Evidence(metric=norm.metric, observed=float(norm.values[first]), expected=float(level[first]), step=step,
+                         note="median of the last 100"),
+                Evidence(metric="gradient z-score", observed=float(score[first]), expected=limits.score, step=step),
+            ),
+            advice="Nothing, if it stays this rare: the clipping did its work." if absorbed
+            else f"Clip the gradient norm at {clip:.2g}, the run's own recent median plus 3 robust standard deviations.",
+        )  # fmt: skip
+
+    def _absorbed(self, run: RunLog, first: int, last: int) -> bool:
+        if not run.has("clip_coefficient"):
+            return False
+        used = run.series("grad_norm_used").values
+        before = used[max(0, first - self.thresholds.window) : first]
+        during = used[first : last + 1]
+        return bool(np.nanmax(during) <= self.thresholds.absorbed * np.nanmedian(before))
+
+
+def first_movers(run: RunLog, step: int, window: int, most: int = 5) -> tuple[str, ...]:
+    """The tensors whose gradient norm rose most at a step over their own median of the steps before, at least doubling."""
+    metric = "grad_norm" if run.has("grad_norm", "tensor") else "grad_norm_used"
+    if not run.has(metric, "tensor"):
+        return ()
+    table = run.table(metric)
+    rows = np.flatnonzero(table.steps <= step)
+    if len(rows) < 2 or table.steps[rows[-1]] != step:
+        return ()
+    past = table.values[rows[max(0, len(rows) - 1 - window) : -1]]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rise = table.values[rows[-1]] / np.nanmedian(np.where(past > 0, past, np.nan), axis=0)
+    rise = np.where(np.isfinite(rise), rise, 0.0)
+    return tuple(table.tensors[i] for i in np.argsort(-rise)[:most].tolist() if rise[i] > 2)
+
+
+def _log(values: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(np.where(values > 0, values, np.nan))

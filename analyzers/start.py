@@ -1,0 +1,81 @@
+"""What the rules about the start of training share: which tensors can be judged by ratio, and how long a warmup should be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from stabkit.metric import Array
+from stabkit.runlog import RunLog, Table
+
+__all__ = ["EarlyUpdates", "Warmup", "early_updates", "planned_steps", "warmup_for"]
+
+SMALLEST_RMS = 1e-3
+"""A matrix that starts below this (a zero-initialised projection) has no size that an update could be too large for."""
+
+SAFE_RATIO = 0.05
+"""Update-to-weight ratio of a first step that did no harm where 0.5 and 1.5 did (step 1 of Adam: lr / RMS(W))."""
+
+
+@dataclass(frozen=True)
+class EarlyUpdates:
+    """Update-to-weight ratios of the matrices that can be judged: a table with NaN for the rest, and the largest per step."""
+
+    table: Table
+    largest: Array
+
+    def culprit(self, row: int) -> str:
+        """The matrix with the largest ratio in a row."""
+        return self.table.tensors[int(np.nanargmax(self.table.values[row]))]
+
+    def order(self, row: int, limit: float) -> tuple[str, ...]:
+        """The matrices above a limit in a row, the largest first."""
+        values = self.table.values[row]
+        above = [i for i in np.argsort(-np.nan_to_num(values, nan=-1.0)).tolist() if values[i] > limit]
+        return tuple(self.table.tensors[i] for i in above)
+
+
+def early_updates(run: RunLog) -> EarlyUpdates:
+    """Update-to-weight ratios [steps, tensors] of matrices and embeddings whose weights are not (almost) zero at the start."""
+    table, weights = run.table("update_ratio"), run.table("weight_norm").values
+    numel = np.array([max(t.numel, 1) for t in run.tensors])
+    first = np.array([next((w for w in column if np.isfinite(w)), 0.0) for column in weights.T])
+    judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors]) & (first / np.sqrt(numel) >= SMALLEST_RMS)
+    values = np.where(judged[None, :], table.values, np.nan)
+    largest = np.max(np.where(np.isfinite(values), values, -np.inf), axis=1, initial=-np.inf)
+    return EarlyUpdates(Table(table.metric, "", table.steps, table.tensors, values), np.where(largest < 0, np.nan, largest))
+
+
+def planned_steps(run: RunLog) -> int:
+    """How many steps the run is meant to have: as the user said, else as far as the log goes."""
+    planned = run.facts.get("total_steps")
+    return int(planned) if isinstance(planned, (int, float)) and planned else int(run.steps[-1])
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """A computed remedy.
+
+    Attributes:
+        full: 2 / (1 - beta2) steps: when the second moment's estimate is as good as it gets [arXiv 1910.04209].
+        steps: The warmup to use: `full`, or a tenth of the run where that is less.
+        beta2: The beta2 whose full warmup is `steps`; None where `full` fits.
+        lr: The peak rate at which the first update would be SAFE_RATIO of the weights.
+    """
+
+    full: int
+    steps: int
+    beta2: float | None
+    lr: float
+
+
+def warmup_for(beta2: float, lr: float, ratio: float, planned: int) -> Warmup:
+    """The warmup for a run of `planned` steps whose early update-to-weight ratio was `ratio` at rate `lr`."""
+    full = round(2 / (1 - beta2))
+    safe = lr * min(1.0, SAFE_RATIO / ratio)
+    if full <= planned / 10:
+        return Warmup(full, full, None, safe)
+    steps = max(1, math.ceil(planned / 10))
+    return Warmup(full, steps, 1 - 2 / steps if steps >= 20 else None, safe)

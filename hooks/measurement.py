@@ -1,0 +1,142 @@
+"""Measures the tensors of one optimizer around one step, in two passes: before it and after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.optim.optimizer import Optimizer
+
+from stabkit.hooks.gradients import GradientLedger
+from stabkit.hooks.optimizer import Roster, group_values, has_known_formula, states_of, steps_of
+from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS, AdamStep, TensorState, measure_after, measure_before
+from stabkit.hooks.transfer import to_host
+from stabkit.metric import TENSOR_COLUMNS, Array
+from stabkit.runlog import Group
+
+__all__ = ["Measurement", "weights_now"]
+
+_PLACE = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
+_BEFORE = [_PLACE[name] for name in BEFORE_COLUMNS]
+_AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
+_OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros", "rms_sum")]
+_OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
+
+_SMALL = 0.1
+"""A tensor whose RMS is below this many learning rates is copied before the step: its weights before the step cannot be worked
+back from those after it, because the update was so much larger that rounding has wiped them out."""
+_LARGE_DECAY = 0.5
+"""The same where a step takes away more than this share of the weights."""
+_DRAWN_OUT = 1e-3
+"""First moments before a step are not worked back from those after it where they were smaller than this by comparison."""
+
+
+def weights_now(optimizer: Optimizer, roster: Roster) -> Array:
+    """Columns that hold the weights as they are, and nothing else."""
+    columns = _blank(len(roster.parameters))
+    bare = [TensorState(p, None, None, None) for p in roster.parameters]
+    columns[:, _BEFORE] = measure_before(bare, steps_of(optimizer, roster, group_values(optimizer)))
+    return columns
+
+
+class Measurement:
+    """The tensor columns of one step. Making one measures what must be seen before the step.
+
+    Args:
+        optimizer: The optimizer, about to step.
+        roster: Its parameters.
+        exact_updates: Copy all weights, so that the applied update is measured.
+        closure: Whether the gradient does not exist yet, because the step itself will compute it.
+    """
+
+    def __init__(self, optimizer: Optimizer, roster: Roster, exact_updates: bool, closure: bool) -> None:
+        self._optimizer, self._roster, self._closure = optimizer, roster, closure
+        self._known = has_known_formula(optimizer)
+        self._states = states_of(optimizer, roster.parameters)
+        if closure:
+            for state in self._states:
+                state.grad = None
+        groups = group_values(optimizer)
+        self.columns = _blank(len(roster.parameters))
+        self.columns[:, _BEFORE] = measure_before(self._states, steps_of(optimizer, roster, groups))
+        if exact_updates or self._known:
+            self._copy_weights(groups, exact_updates)
+
+    def finish(self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger) -> None:
+        """Measure what must be seen after the step.
+
+        Args:
+            groups: The hyperparameters the step used.
+            counts: The optimizer's count of steps of each parameter.
+            ledger: What is known about the gradients.
+        """
+        states = self._states_after()
+        steps = steps_of(self._optimizer, self._roster, groups, counts)
+        self.places = [i for i, s in enumerate(states) if s.grad is not None]
+        """Of the tensors that had a gradient."""
+        dense = [i for i in self.places if not states[i].grad.is_sparse]  # type: ignore[union-attr]
+        if self._closure:
+            for i in dense:
+                self.columns[i, [_PLACE["momentum_dot"], _PLACE["momentum_sumsq"]]] = _momentum_before(states[i], steps[i])
+        everything = len(dense) == len(states)
+        after = measure_after(
+            states if everything else [states[i] for i in dense], steps if everything else [steps[i] for i in dense]
+        )
+        self.columns[slice(None) if everything else np.array(dense, dtype=np.intp)[:, None], _AFTER] = after
+        if self._known:
+            idle = [i for i, s in enumerate(states) if s.grad is None]
+            self.columns[np.ix_(idle, _OF_UPDATE)] = 0.0  # the optimizer passes over a tensor without a gradient
+        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]])
+        if not self._known and not self._closure:  # some optimizers use the gradient as scratch space
+            self.columns[np.ix_(ledger.rewritten(), [*_OF_GRADIENT, _PLACE["grad_sumsq"]])] = math.nan
+
+    def norm(self, column: str, places: Sequence[int] | None = None) -> float:
+        """The root of a column's sum over the tensors, or over some of them; NaN where any lacks it."""
+        values = self.columns[:, _PLACE[column]]
+        values = values if places is None else values[list(places)]
+        return math.sqrt(total) if (total := float(values.sum())) >= 0 and len(values) else math.nan
+
+    def total(self, column: str, places: Sequence[int]) -> float:
+        """A column's sum over some tensors."""
+        return float(self.columns[list(places), _PLACE[column]].sum())
+
+    def _states_after(self) -> list[TensorState]:
+        states = self._states
+        if self._closure or any(s.exp_avg is None for s in states):  # the step made gradients, or its moments
+            copies = [s.before for s in states]
+            states = states_of(self._optimizer, self._roster.parameters)
+            for state, copy in zip(states, copies, strict=True):
+                state.before = copy
+        self._states = []  # the copies of weights must not outlive the step
+        return states
+
+    def _copy_weights(self, groups: Sequence[Group], all_of_them: bool) -> None:
+        lr = np.array([group.lr for group in groups])
+        decay = np.array([group.weight_decay for group in groups])
+        squares = self.columns[:, _PLACE["weight_sumsq"]]
+        needed = squares < ((_SMALL * lr) ** 2)[self._roster.groups] * self._roster.sizes
+        needed |= all_of_them | (np.abs(lr * decay) > _LARGE_DECAY)[self._roster.groups]
+        for i in np.flatnonzero(needed).tolist():
+            state = self._states[i]
+            if state.grad is not None or self._closure:
+                state.before = state.param.detach().clone()
+
+
+def _blank(tensors: int) -> Array:
+    return np.full((tensors, len(TENSOR_COLUMNS)), np.nan)
+
+
+def _momentum_before(state: TensorState, step: AdamStep) -> tuple[float, float]:
+    """Σgm and Σm² with m from before the step, worked back from m after it; NaN where that would be all rounding."""
+    if state.exp_avg is None or state.grad is None or step.count <= 1 or not step.beta1 > 0:
+        return math.nan, math.nan
+    grad, after = (
+        (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).to(torch.float64) for t in (state.grad, state.exp_avg)
+    )
+    if step.maximize:
+        grad = -grad
+    before = (after - (1 - step.beta1) * grad) / step.beta1
+    dot, square, compared = to_host([(grad * before).sum(), before.square().sum(), after.square().sum()])
+    return (dot, square) if square > _DRAWN_OUT**2 * compared else (math.nan, math.nan)

@@ -1,0 +1,201 @@
+"""What a log holds: by what it was recorded, how far it goes, which quantities it has and why others are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from stabkit.metric import METRICS, Array, Metric
+from stabkit.report.terminal import columns, hang, heading, show
+from stabkit.report.words import count, duration, number, printable, size
+from stabkit.runlog import RunLog
+
+__all__ = ["info"]
+
+_LABEL = 14
+_ATTEMPTS_SHOWN, _NOTES_SHOWN = 8, 10
+
+
+def info(attempts: Sequence[RunLog], bytes_on_disk: int, console: Console) -> None:
+    """Print what a log holds.
+
+    Args:
+        attempts: The attempts to tell of, oldest first; the last of them in detail.
+        bytes_on_disk: What the log takes up; 0 where that is not known.
+        console: Where to.
+    """
+    run = attempts[-1]
+    console.print(_summary(run, bytes_on_disk), soft_wrap=not console.is_terminal)
+    console.print()
+    _recorder(run, console)
+    _attempts(attempts, console)
+    for index in range(len(run.streams)):
+        _optimizer(run.optimizer(index), console)
+    _quantities(run, console)
+    _scalars(run, console)
+    marks = [f"step {event.get('step')}: {event.get('note')}" for event in _events(run, "mark")]
+    _bullets("Marks", marks, console)
+    faults = [_fault(event) for event in _events(run, "fault")]
+    _bullets("Faults of the recorder (the training went on)", faults, console)
+    _bullets("Notes on the log", run.notes, console)
+
+
+def _summary(run: RunLog, bytes_on_disk: int) -> Text:
+    tensors = [tensor for stream in run.streams for tensor in stream.tensors]
+    parts = [
+        count(len(run.steps), "step"),
+        count(run.attempts, "attempt"),
+        count(len(tensors), "tensor"),
+        count(sum(tensor.numel for tensor in tensors), "parameter"),
+        *([size(bytes_on_disk)] if bytes_on_disk else []),
+    ]
+    return Text.assemble((printable(run.path or "this run"), "bold"), ": ", ", ".join(parts))
+
+
+def _recorder(run: RunLog, console: Console) -> None:
+    facts = run.facts
+    versions = [f"{name} {facts[name]}" for name in ("stabkit", "torch", "python") if facts.get(name)]
+    _labelled("recorded by", ", ".join(versions) or run.source, console)
+    _labelled("when", _when(run), console)
+    autocast = [f"autocast {event.get('dtype')} from step {event.get('step')}" for event in _events(run, "autocast")]
+    _labelled("precision", ", ".join([str(facts.get("precision", "")), *autocast]).strip(", "), console)
+    _labelled("planned", count(facts["total_steps"], "step") if facts.get("total_steps") else "", console)
+    _labelled("updates", "measured from a copy of the weights" if facts.get("exact_updates") else "", console)
+
+
+def _when(run: RunLog) -> str:
+    times = run.series("time").values if run.has("time") else np.empty(0)
+    times = times[np.isfinite(times)]
+    if not len(times):
+        return ""
+    took, pace = float(times[-1] - times[0]), float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    start = datetime.fromtimestamp(float(times[0])).astimezone()
+    return f"{start:%Y-%m-%d %H:%M %Z}, {duration(took)}" + (f", {duration(pace)} a step" if pace > 0 else "")
+
+
+def _attempts(attempts: Sequence[RunLog], console: Console) -> None:
+    for run in attempts[-_ATTEMPTS_SHOWN:]:
+        begun = [event for event in _events(run, "attempt") if event.get("attempt") == run.attempt]
+        resumed = [f"step {event.get('first_step')}" for event in begun if event.get("count")]
+        joints = f"; resumed at {', '.join(resumed)}" if resumed else ""
+        label = f"attempt {run.attempt}" if run.attempts > 1 else "steps"
+        _labelled(label, _extent(run) + joints, console)
+
+
+def _extent(run: RunLog) -> str:
+    steps, measured = run.steps, run.stream.tensor_steps
+    if not len(steps):
+        return "no steps"
+    first, last = int(steps[0]), int(steps[-1])
+    missing = last - first + 1 - len(steps)
+    gaps = f", {count(missing, 'step')} missing in between" if missing else ""
+    skipped = int(np.nansum(run.series("skipped").values)) if run.has("skipped") else 0
+    passed = f", {skipped:,} of them skipped" if skipped else ""
+    return f"{first} to {last}{gaps}{passed}; tensors measured at {int(np.sum(measured > 0)):,} of {len(steps):,}"
+
+
+def _optimizer(run: RunLog, console: Console) -> None:
+    stream = run.stream
+    name = f"Optimizer {run.index}" if len(run.streams) > 1 else "Optimizer"
+    options = [option for option, on in stream.options.items() if on]
+    kind = ", ".join(part for part in (stream.optimizer, stream.implementation, *options) if part)
+    heading(console, f"{name}: {printable(kind)}" if kind else name)
+    groups = max((values.shape[1] for values in stream.group_values.values()), default=0)
+    table = columns("group", "tensors", "parameters", *stream.group_values, right="group tensors parameters")
+    for group in range(groups):
+        owned = [tensor for tensor in stream.tensors if tensor.group == group]
+        sizes = (str(group), f"{len(owned):,}", f"{sum(tensor.numel for tensor in owned):,}")
+        table.add_row(*sizes, *(_course(values[:, group]) for values in stream.group_values.values()))
+    if groups:
+        show(console, table)
+        console.print()
+    roles = columns("role", "tensors", "parameters", "dtype", "such as", right="tensors parameters")
+    for role in sorted({tensor.role for tensor in stream.tensors}):
+        alike = [tensor for tensor in stream.tensors if tensor.role == role]
+        dtypes = ", ".join(sorted({tensor.dtype for tensor in alike}))
+        numbers = (f"{len(alike):,}", f"{sum(tensor.numel for tensor in alike):,}")
+        example = f"{alike[0].name} {' x '.join(map(str, alike[0].shape))}"
+        roles.add_row(printable(role), *numbers, printable(dtypes), Text(printable(example)))
+    if stream.tensors:
+        show(console, roles)
+
+
+def _course(values: Array) -> str:
+    """How a hyperparameter went: one number where it stayed, else its range and its last value."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return "-"
+    low, high, last = float(known.min()), float(known.max()), float(known[-1])
+    return number(last) if low == high else f"{number(low)} to {number(high)}, last {number(last)}"
+
+
+def _quantities(run: RunLog, console: Console) -> None:
+    scopes = {"step": "Per step", "group": "Per parameter group", "tensor": "Per tensor"}
+    for scope, title in scopes.items():
+        metrics = [metric for (_, of), metric in METRICS.items() if of == scope]
+        present = [metric for metric in metrics if run.has(metric.name, scope)]
+        heading(console, f"{title}: {len(present)} of {len(metrics)} quantities")
+        if present:
+            hang(console, ", ".join(_with_coverage(run, metric) for metric in present))
+        absent: dict[str, list[str]] = {}
+        for metric in metrics:
+            if metric not in present:
+                absent.setdefault(_why_absent(run, metric), []).append(metric.name)
+        for reason, names in absent.items():
+            hang(console, Text(f"absent: {', '.join(names)} ({printable(reason)})", "dim"))
+
+
+def _why_absent(run: RunLog, metric: Metric) -> str:
+    """The reason the recorder gave, or else what would have recorded the quantity."""
+    missing = run.stream.missing
+    reasons = dict.fromkeys(missing[name] for name in (*metric.columns, metric.name) if name in missing)
+    return "; ".join(reasons) or f"recorded by {metric.recorded_by}"
+
+
+def _with_coverage(run: RunLog, metric: Metric) -> str:
+    """The metric's name, and at how many steps it has a value where that is not all."""
+    if metric.scope == "tensor":
+        table = run.table(metric.name)
+        known = ~np.all(np.isnan(table.values), axis=1) & (table.steps > 0)
+        total = int(np.sum(table.steps > 0))
+    else:
+        known = ~np.isnan(run.series(metric.name).values)
+        total = len(run.steps)
+    there = int(np.sum(known))
+    return metric.name if there >= total else f"{metric.name} ({there:,} of {total:,})"
+
+
+def _scalars(run: RunLog, console: Console) -> None:
+    if run.scalars:
+        heading(console, "Logged by you")
+        points = (f"{printable(name)} ({count(len(steps), 'point')})" for name, (steps, _) in run.scalars.items())
+        hang(console, ", ".join(points))
+
+
+def _events(run: RunLog, kind: str) -> list[Mapping[str, Any]]:
+    return [event for event in run.events if event.get("event") == kind]
+
+
+def _fault(event: Mapping[str, Any]) -> str:
+    stopped = "; the recorder stopped here" if event.get("stopped") else ""
+    return f"in {event.get('where')}, {event.get('place')}: {event.get('error')}{stopped}"
+
+
+def _bullets(title: str, items: Iterable[str], console: Console) -> None:
+    texts = list(items)
+    if texts:
+        heading(console, title)
+    for text in texts[:_NOTES_SHOWN]:
+        hang(console, printable(text), "  - ", indent=4)
+    if len(texts) > _NOTES_SHOWN:
+        hang(console, Text(f"and {len(texts) - _NOTES_SHOWN:,} more", "dim"), indent=4)
+
+
+def _labelled(label: str, text: str, console: Console) -> None:
+    if text:
+        hang(console, printable(text), Text(label, "dim"), indent=_LABEL)

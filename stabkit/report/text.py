@@ -1,0 +1,209 @@
+"""A diagnosis on the terminal: first one line that says it all, then every finding, then what could not be judged.
+
+Made to be read at 3 a.m.: the worst first, each with its numbers, the checkpoint to go back to and what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from stabkit.finding import Diagnosis, Finding, Outcome, Severity, State, Status
+from stabkit.report.terminal import columns, hang, heading, show
+from stabkit.report.words import count, listed, number, printable, share, span
+
+__all__ = ["report", "summary", "tally"]
+
+_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
+_LABEL = 11
+"""Width of the labels in front of advice and the like, their indentation included."""
+_FINDINGS_SHOWN, _EVIDENCE_SHOWN, _CONSEQUENCES_SHOWN, _TENSORS_SHOWN = 3, 8, 3, 4
+
+
+def report(diagnosis: Diagnosis, console: Console, left_out: int = 0) -> None:
+    """Print a diagnosis.
+
+    Args:
+        diagnosis: What to print.
+        console: Where to.
+        left_out: How many rules of the catalogue were not asked, for the summary of a clear run.
+    """
+    # A terminal breaks a long line by itself; anything else (a file, grep) wants the summary in one piece.
+    console.print(summary(diagnosis, left_out), soft_wrap=not console.is_terminal)
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in diagnosis.findings:  # the worst first, and so are the rules
+        by_rule.setdefault(finding.rule, []).append(finding)
+    for findings in by_rule.values():
+        _findings_of_one_rule(findings, console)
+    _could_not_look(diagnosis, console)
+    _notes(diagnosis, console)
+    if by_rule:
+        console.print()
+        code = printable(diagnosis.findings[0].rule)
+        hang(console, Text(f"How {code} decides and when it is wrong: stabkit explain {code}", "dim"), indent=0)
+
+
+def summary(diagnosis: Diagnosis, left_out: int = 0) -> Text:
+    """The one line: what was found and where, or how much of the run could be looked at."""
+    line = Text.assemble((printable(diagnosis.path or "this run"), "bold"), ": ")
+    steps = count(diagnosis.steps, "step")
+    if diagnosis.findings:
+        worst = diagnosis.findings[0]
+        line.append(_tally(diagnosis.findings), _STYLE[worst.severity])
+        line.append(f" in {steps} — {printable(worst.name)} at step {worst.first_step}")
+        return line.append(f" ({printable(worst.tensors[0])})" if worst.tensors else "")
+
+    looked, asked = _looked(diagnosis.outcomes)
+    missed = asked - looked
+    line.append(*(("clear", "bold green") if looked else ("not judged", "bold yellow")))
+    line.append(f" — {looked or 'none'} of {count(asked, 'rule')} looked")
+    line.append(f"; {missed} could not (see below)" if missed and looked else "")
+    line.append(f"; {left_out} not asked" if left_out else "")
+    line.append(f", {steps}")
+    return line.append("; see the notes on the log" if diagnosis.notes else "")
+
+
+def _tally(findings: Sequence[Finding]) -> str:
+    """Such as "2 errors, 1 warning"."""
+    totals = [(severity, sum(f.severity == severity for f in findings)) for severity in sorted(Severity, reverse=True)]
+    return ", ".join(f"{n:,} info" if s == Severity.INFO else count(n, str(s)) for s, n in totals if n)
+
+
+def _looked(outcomes: Sequence[Outcome]) -> tuple[int, int]:
+    """How many rules looked, and how many were asked. With several optimizers, a rule must have looked at each."""
+    asked = {outcome.rule for outcome in outcomes}
+    blind = {outcome.rule for outcome in outcomes if outcome.status in (Status.NOT_APPLICABLE, Status.FAILED)}
+    return len(asked - blind), len(asked)
+
+
+def _findings_of_one_rule(findings: Sequence[Finding], console: Console) -> None:
+    said: set[str] = set()
+    for finding in findings[:_FINDINGS_SHOWN]:
+        _finding(finding, console, said)
+    more = findings[_FINDINGS_SHOWN:]
+    if more:
+        where = listed([str(finding.first_step) for finding in more], 6)
+        what = f"{count(len(more), 'more finding')} of {printable(more[0].name)}: at step{'s'[: len(more) > 1]} {where}"
+        console.print()
+        hang(console, Text(f"and {what} (--format json has them all)", "dim"))
+
+
+def _finding(finding: Finding, console: Console, said: set[str]) -> None:
+    """Print a finding; advice that is already `said` of the same rule is not repeated."""
+    style = _STYLE[finding.severity]
+    console.print()
+    title = Text.assemble((f"{printable(finding.rule)} {printable(finding.name)}", "bold"), f"  {_when(finding)}")
+    severity = f"{finding.severity} "
+    hang(console, title, Text(severity, style), indent=len(severity) + 1)
+    hang(console, printable(finding.message))
+    if finding.evidence:
+        console.print()
+        _evidence(finding, console)
+        console.print()
+    if finding.tensors:
+        _labelled("where", listed([printable(name) for name in finding.tensors], _TENSORS_SHOWN), console)
+    if finding.last_good_step is not None:
+        _labelled("restart", _restart(finding.last_good_step), console)
+    if finding.advice:
+        again = finding.advice in said
+        _labelled("try", "as above" if again else Text(printable(finding.advice), "bold"), console)
+    if finding.confidence and not said:  # it is the rule's, not the finding's
+        right, low, high = finding.confidence
+        trust = f"right in {share(right)} of the cases it was measured on ({share(low)} to {share(high)})"
+        _labelled("trust", trust, console)
+    _consequences(finding.consequences, console, _LABEL)
+    said.add(finding.advice)
+
+
+def _when(finding: Finding) -> str:
+    worst = finding.event_step
+    peak = f", worst at {worst}" if worst not in (None, finding.first_step) else ""
+    state = "ongoing at the end" if finding.state is State.ONGOING else "recovered"
+    return f"{span(finding.first_step, finding.last_step)}{peak}, {state}"
+
+
+def _restart(last_good_step: int) -> str:
+    if last_good_step <= 0:
+        return "from the beginning: no step before it was good"
+    return f"from a checkpoint at or before step {last_good_step}"
+
+
+def _labelled(label: str, text: Text | str, console: Console) -> None:
+    hang(console, text, Text(f"  {label}", "dim"), indent=_LABEL)
+
+
+def _evidence(finding: Finding, console: Console) -> None:
+    shown = finding.evidence[:_EVIDENCE_SHOWN]
+    known_from_above = {item.tensor for item in shown} <= {None, *finding.tensors[:1]}
+    cells = {
+        "quantity": [printable(item.metric) for item in shown],
+        "step": ["" if item.step is None else str(item.step) for item in shown],
+        "observed": [number(item.observed) for item in shown],
+        "expected": [number(item.expected) for item in shown],
+        "tensor": ["" if known_from_above else printable(item.tensor or "") for item in shown],
+        "note": [printable(item.note) for item in shown],
+    }
+    filled = {title: column for title, column in cells.items() if any(column)}
+    table = columns(*filled, right="step observed expected")
+    for row in zip(*filled.values(), strict=True):
+        table.add_row(*(Text(cell) for cell in row))
+    show(console, table)
+    if len(finding.evidence) > len(shown):
+        hang(console, Text(f"and {count(len(finding.evidence) - len(shown), 'more number')}", "dim"))
+
+
+def _consequences(consequences: Sequence[Finding], console: Console, indent: int) -> None:
+    """What a finding led to, a line each; what that led to stands further to the right."""
+    for i, finding in enumerate(consequences[:_CONSEQUENCES_SHOWN]):
+        label = Text("  led to", "dim") if i == 0 and indent == _LABEL else ""
+        line = Text(f"{printable(finding.rule)} {printable(finding.name)}", _STYLE[finding.severity], end="")
+        line = Text.assemble(line, f" at step {finding.first_step}: {printable(finding.message)}")
+        hang(console, line, label, indent)
+        _consequences(finding.consequences, console, indent + 2)
+    if len(consequences) > _CONSEQUENCES_SHOWN:
+        hang(console, Text(f"and {len(consequences) - _CONSEQUENCES_SHOWN} more", "dim"), indent=indent)
+
+
+def _could_not_look(diagnosis: Diagnosis, console: Console) -> None:
+    titles = {
+        Status.NOT_APPLICABLE: ("Could not look", "bold"),
+        Status.FAILED: ("Failed: a fault of stabkit, not of your run. Please report it", "bold red"),
+    }
+    for status, (title, style) in titles.items():
+        by_reason: dict[str, list[str]] = {}
+        for outcome in diagnosis.outcomes:
+            rule = f"{printable(outcome.rule)} {printable(outcome.name)}"
+            if outcome.status is status and rule not in by_reason.setdefault(outcome.reason, []):
+                by_reason[outcome.reason].append(rule)
+        if any(by_reason.values()):
+            heading(console, title, style)
+        for reason, rules in by_reason.items():
+            if rules:
+                _rules_and_reason(", ".join(rules), printable(reason), console)
+
+
+def _rules_and_reason(rules: str, reason: str, console: Console) -> None:
+    line = Text.assemble(rules, (f": {reason}", "dim"))
+    if line.cell_len + 2 <= console.width:
+        hang(console, line)
+    else:
+        hang(console, rules)
+        hang(console, Text(reason, "dim"), indent=4)
+
+
+def _notes(diagnosis: Diagnosis, console: Console) -> None:
+    if diagnosis.notes:
+        heading(console, "Notes on the log")
+    for note in diagnosis.notes:
+        hang(console, printable(note), "  - ", indent=4)
+
+
+def tally(diagnoses: Sequence[Diagnosis], paths: int, console: Console) -> None:
+    """Print the last line after several runs."""
+    ill = sum(bool(diagnosis.findings) for diagnosis in diagnoses)
+    unread = f", {paths - len(diagnoses)} could not be read" if paths > len(diagnoses) else ""
+    line = f"{paths} paths: findings in {ill}, nothing found in {len(diagnoses) - ill}{unread}"
+    console.print()
+    console.print(Text(line, "bold"), soft_wrap=True)

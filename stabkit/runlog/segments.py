@@ -1,0 +1,150 @@
+"""Reads segments: whole, still being written, torn or damaged. Nothing is believed without its checksum."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stabkit.errors import LogVersionError
+from stabkit.runlog.format import (
+    CRC_BYTES,
+    HEADER_BYTES,
+    SCHEMA_VERSION,
+    Header,
+    Records,
+    parse_header,
+    step_dtype,
+    tensor_dtype,
+    valid_records,
+)
+
+__all__ = ["Segment", "read_segments"]
+
+_PATTERN = "-[0-9][0-9][0-9][0-9][0-9][0-9].npy"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The records of a segment.
+
+    Attributes:
+        records: Every whole record, memory-mapped [n].
+        rows: Which of them are undamaged, in the order of writing.
+    """
+
+    records: Records
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        """A field of the undamaged records, copied; NaN where this segment's format does not have it."""
+        if name not in (self.records.dtype.names or ()):
+            return np.full(len(self.rows), np.nan)
+        values: np.ndarray[Any, Any] = self.records[name][self.rows]
+        return values
+
+
+def read_segments(folder: Path, kind: str) -> tuple[list[Segment], list[str]]:
+    """The segments of a stream, oldest first, and a sentence for each thing that was wrong with them.
+
+    Args:
+        folder: The stream's directory, such as `rank00000/optimizer0`.
+        kind: "steps" or "tensors".
+
+    Raises:
+        LogVersionError: a segment is of a format this version does not know.
+    """
+    segments: list[Segment] = []
+    notes: list[str] = []
+    headers: dict[Path, Header | None] = {}
+    for path in sorted(folder.glob(kind + _PATTERN)):
+        try:
+            headers[path] = _header(path)
+        except OSError as error:
+            notes.append(f"{folder.name}/{path.name}: cannot be read ({error.strerror})")
+    siblings = {header.dtype for header in headers.values() if header and header.dtype is not None}
+    for path, header in headers.items():
+        segment, problems = _read(path, header) if header else _read_without_header(path, kind, siblings)
+        notes.extend(f"{folder.name}/{path.name}: {problem}" for problem in problems)
+        if segment is not None:
+            segments.append(segment)
+    return segments, notes
+
+
+def _header(path: Path) -> Header | None:
+    for _ in range(2):  # the first look may have come while the writer was closing the segment
+        with open(path, "rb") as file:
+            header = parse_header(file.read(HEADER_BYTES))
+        if header is not None:
+            return header
+    return None
+
+
+def _read(path: Path, header: Header) -> tuple[Segment, list[str]]:
+    if header.dtype is None:
+        raise LogVersionError(
+            f"{path} was written in log format {header.schema}; this version of stabkit reads format {SCHEMA_VERSION}. "
+            "Update stabkit to read it: pip install -U stabkit"
+        )
+    segment, rest = _map(path, header.dtype)
+    return segment, list(_problems(segment, rest, header.count))
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> tuple[Segment, int]:
+    """The segment, and how many bytes of an incomplete record follow it."""
+    count, rest = divmod(max(path.stat().st_size - HEADER_BYTES, 0), dtype.itemsize)
+    records: Records = np.empty(0, dtype)
+    if count:
+        records = np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,)).view(np.ndarray)
+    return Segment(records, np.flatnonzero(valid_records(records))), rest
+
+
+def _problems(segment: Segment, rest: int, promised: int | None) -> Iterator[str]:
+    """What is wrong with a segment, given how many records its header promises (None while it is open)."""
+    count = len(segment.records)
+    damaged = count - len(segment.rows)
+    if damaged:
+        yield f"{damaged} of {count} records damaged and left out"
+    if rest:
+        yield "the last record is incomplete (it is being written, or the process ended in it)"
+    if promised is not None and count < promised:
+        yield f"{promised - count} of {promised} records missing at the end"
+    if promised is not None and count > promised:
+        yield f"{count - promised} records more than the header says"
+
+
+def _read_without_header(
+    path: Path, kind: str, siblings: Iterable[np.dtype[Any]]
+) -> tuple[Segment | None, list[str]]:
+    """Find the record type by the checksums: the right one is that under which they hold."""
+    trouble = "the header is damaged"
+    if path.stat().st_size <= HEADER_BYTES:
+        return None, [f"{trouble} and nothing follows it"]
+    own = _type_of_first_record(path, kind)
+    best: tuple[Segment, int] | None = None
+    for dtype in [own] if own else siblings:
+        found = _map(path, dtype)
+        if len(found[0].rows) and (best is None or len(found[0].rows) > len(best[0].rows)):
+            best = found
+    if best is None:
+        return None, [f"{trouble}; no record could be read"]
+    return best[0], [f"{trouble}; the records were found by their checksums", *_problems(*best, promised=None)]
+
+
+def _type_of_first_record(path: Path, kind: str) -> np.dtype[Any] | None:
+    """The record type, from where in the first record its own checksum stands."""
+    make = step_dtype if kind == "steps" else tensor_dtype
+    fixed = make(0).itemsize - CRC_BYTES
+    repeated = make(1).itemsize - make(0).itemsize
+    with open(path, "rb") as file:
+        file.seek(HEADER_BYTES)
+        checksum, count = zlib.crc32(file.read(fixed)), 0
+        while len(part := file.read(repeated)) >= CRC_BYTES:
+            if int.from_bytes(part[:CRC_BYTES], "little") == checksum:
+                return make(count)
+            checksum, count = zlib.crc32(part, checksum), count + 1
+    return None

@@ -1,0 +1,113 @@
+"""The records of one optimizer as arrays, and the two shapes a quantity is handed out in: a series and a table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stabkit.metric import Array
+from stabkit.runlog.columns import LazyColumns
+from stabkit.runlog.record import TensorInfo
+
+__all__ = ["Series", "Steps", "Stream", "Table"]
+
+Steps = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity over the steps.
+
+    Attributes:
+        metric: Its name in the vocabulary.
+        tensor: The tensor it belongs to, None for the whole step.
+        unit: "" for a pure number.
+        steps: int64 [n], increasing.
+        values: float64 [n]; NaN where missing, or where the quantity itself was NaN.
+        basis: Which definition holds, where the vocabulary leaves a choice: of update_ratio "applied" or "intended".
+    """
+
+    metric: str
+    tensor: str | None
+    unit: str
+    steps: Steps
+    values: Array
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One quantity over the steps and the tensors (or parameter groups).
+
+    Attributes:
+        metric: Its name in the vocabulary.
+        unit: "" for a pure number.
+        steps: int64 [n], increasing; a run's first row may be step 0, the weights at entry.
+        tensors: Names of the tensors, or "group0", "group1", ...
+        values: float64 [n, tensors]; NaN where missing, or where the quantity itself was NaN.
+        basis: As in `Series`.
+    """
+
+    metric: str
+    unit: str
+    steps: Steps
+    tensors: tuple[str, ...]
+    values: Array
+    basis: str = ""
+
+    def series(self, tensor: str) -> Series:
+        """One column. Raises KeyError for an unknown tensor."""
+        if tensor not in self.tensors:
+            near = difflib.get_close_matches(tensor, self.tensors, n=3, cutoff=0.4)
+            raise KeyError(f"there is no tensor {tensor!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+        column = self.values[:, self.tensors.index(tensor)]
+        return Series(self.metric, tensor, self.unit, self.steps, column, self.basis)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The records of one optimizer, as plain arrays.
+
+    Attributes:
+        steps: int64 [n], the attempted steps, increasing.
+        step_values: Step metrics by name, each float64 [n].
+        group_values: Group metrics by name, each float64 [n, groups].
+        tensors: The tensors, in column order.
+        tensor_steps: int64 [k], the steps whose tensors were measured.
+        columns: Stored columns by name, each float64 [k, tensors].
+        optimizer: Class name of the optimizer, "" where unknown.
+        implementation: "foreach", "fused" or "single_tensor", "" where unknown.
+        options: Such as {"amsgrad": False, "maximize": False}.
+        missing: Columns and step metrics that this optimizer cannot have, each with the reason.
+    """
+
+    steps: Steps
+    step_values: Mapping[str, Array] = field(default_factory=dict)
+    group_values: Mapping[str, Array] = field(default_factory=dict)
+    tensors: tuple[TensorInfo, ...] = ()
+    tensor_steps: Steps = field(default_factory=lambda: np.empty(0, np.int64))
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    optimizer: str = ""
+    implementation: str = ""
+    options: Mapping[str, bool] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def until(self, step: int) -> Stream:
+        """The prefix up to and including a step, as it was known then."""
+        rows, measured = self.steps <= step, int(np.searchsorted(self.tensor_steps, step, "right"))
+        return replace(
+            self,
+            steps=self.steps[rows],
+            step_values={name: values[rows] for name, values in self.step_values.items()},
+            group_values={name: values[rows] for name, values in self.group_values.items()},
+            tensor_steps=self.tensor_steps[:measured],
+            columns=LazyColumns(tuple(self.columns), lambda name: self.columns[name][:measured]),
+        )
+
+    def measured(self, column: str) -> bool:
+        """Whether a stored column holds at least one number."""
+        return column in self.columns and not np.all(np.isnan(self.columns[column]))
