@@ -14,8 +14,8 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK302": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
-    "SK204": frozenset({"SK201", "SK203"}),
     "SK203": frozenset({"SK201", "SK204"}),
+    "SK204": frozenset({"SK201", "SK203"}),
     "SK201": frozenset({"SK203", "SK204"}),
 }
 """What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""

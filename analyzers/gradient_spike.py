@@ -3,8 +3,8 @@
 What it reports:    A global gradient norm far above its own recent level, before clipping.
 Why it matters:     Gradient spikes often come some steps before loss spikes; unclipped, one can undo hundreds of steps, and Adam's
                     moments carry it on for 50 to 200 more.
-How it decides:     Robust z-score of log(norm) against median and MAD of the last 100 finite values above 8, with a floor of 0.1 on
-                    the spread (so at least 2.2 times the recent level). Where clipping took the norm back to within twice
+How it decides:     Robust z-score of log(norm) against the last 100 finite values above 8 (level: median of their latest third;
+                    spread: MAD around their trend), with a floor of 0.1 on the spread: at least 2.2 times the recent level. Where clipping took the norm back to within twice
                     the recent level of the used norm, it is information only. The tensor named first is the one whose own norm
                     rose most over its own recent level. The first 20 steps are not judged.
 Known false alarms: Very small batches; rare long sequences; a loss that is summed rather than averaged over a varying batch.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import Rule, found
-from stabkit.analyzers.series import MAD_TO_SIGMA, episodes, trailing_level
+from stabkit.analyzers.series import MAD_TO_SIGMA, episodes, lasts, trailing_level
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Series
@@ -88,11 +88,11 @@ class GradientSpike:
             last_step=int(norm.steps[last]),
             event_step=int(norm.steps[peak]),
             last_good_step=step - 1,
-            state=State.RECOVERED if last < len(norm.steps) - 1 - limits.gap else State.ONGOING,
+            state=State.ONGOING if lasts(last, len(norm.steps)) else State.RECOVERED,
             tensors=tensors,
             evidence=(
                 Evidence(metric=norm.metric, observed=float(norm.values[first]), expected=float(level[first]), step=step,
-                         note="median of the last 100"),
+                         note="recent median"),
                 Evidence(metric="gradient z-score", observed=float(score[first]), expected=limits.score, step=step),
             ),
             advice="Nothing, if it stays this rare: the clipping did its work." if absorbed

@@ -3,9 +3,10 @@
 What it reports:    A tensor whose weights grow by a steady factor every step, unlike its past and unlike its peers.
 Why it matters:     Growth by a factor is patient and then sudden: the loss shows nothing until products of such weights leave the range
                     of the number format, and then everything is NaN at once. By then the checkpoints hold it too.
-How it decides:     Slope of log(weight norm) over the last 50 steps. Growth by at least a factor 2 over them; not slowing (the
+How it decides:     Slope of log(weight norm) over the last 50 steps, none of them among the first 50, where every matrix grows, nor in a
+                    rise of the rate. Growth by at least a factor 2 over them; not slowing (the
                     later half at least 0.8 times as steep as the earlier, where ordinary early growth slows as 1/t); at least 5
-                    times the median slope of all matrices; and that for 5 steps in a row. The onset is the first step from which the slope over 25
+                    times the median slope of all matrices; and that for 10 steps in a row. The onset is the first step from which the slope over 25
                     steps stayed above half of the one reported. Steps left: log(largest finite number / largest weight) / slope,
                     65504 for float16, 3.4e38 for bfloat16 and float32. Activations are products of weights and get there earlier.
 Known false alarms: A scale-free matrix (before a normalisation) may grow without harm for a long time.
@@ -35,7 +36,7 @@ RULE = Rule(
     name="growth-towards-overflow",
     severity=Severity.WARNING,
     requires=(("weight_norm", "tensor"), ("weight_absmax", "tensor")),
-    min_steps=50,
+    min_steps=110,
 )
 
 LARGEST = {"float16": 65504.0}
@@ -48,13 +49,15 @@ class GrowthTowardsOverflowThresholds:
 
     window: int = 50
     """Steps over which the slope is taken."""
+    early: int = 50
+    """Steps at the start that no window may hold."""
     growth: float = 2.0
     """Least growth over the window."""
     steady: float = 0.8
     """Slope of the later half over that of the earlier."""
     over_peers: float = 5.0
     """Slope over the median slope of all matrices."""
-    lasting: int = 5
+    lasting: int = 10
     """Steps in a row for which all that holds."""
 
 
@@ -73,6 +76,7 @@ class GrowthTowardsOverflow:
         table = Table(table.metric, "", table.steps[table.steps >= 1], table.tensors, table.values[table.steps >= 1])
         judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors])
         slopes, growing = self._growing(table, judged)
+        growing &= ~_rate_rose(run, table.steps, limits.window)[:, None]
         firsts = {}
         for i in np.flatnonzero(growing.any(axis=0)).tolist():
             long_enough = [(a, b) for a, b in episodes(growing[:, i]) if b - a + 1 >= limits.lasting]
@@ -91,7 +95,7 @@ class GrowthTowardsOverflow:
         slopes, flags = np.full(values.shape, np.nan), np.zeros(values.shape, dtype=bool)
         for i in range(len(steps)):
             begin = int(np.searchsorted(steps, steps[i] - limits.window + 1))
-            if i - begin < 9 or steps[i] - steps[0] < limits.window - 1:
+            if i - begin < 9 or steps[i] < limits.early + limits.window:
                 continue
             middle = (begin + i) // 2
             slopes[i] = slope_of_log(values[begin : i + 1], steps[begin : i + 1])
@@ -140,6 +144,17 @@ class GrowthTowardsOverflow:
             advice=f"Stop the growth of {name}: check the sign and size of its weight decay (a decay of "
             f"{_needed_decay(run, step, slope)} at this rate would hold it) and restart from about step {onset}.",
         )  # fmt: skip
+
+
+def _rate_rose(run: RunLog, steps: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+    """Of each measured step, whether the rate is above what it was a window before."""
+    if not run.has("lr", "group"):
+        return np.zeros(len(steps), dtype=bool)
+    lr = np.nanmax(run.table("lr").values, axis=1)
+    now = np.searchsorted(run.steps, steps).clip(0, len(lr) - 1)
+    before = np.searchsorted(run.steps, np.maximum(steps - window, run.steps[0])).clip(0, len(lr) - 1)
+    rose: NDArray[np.bool_] = lr[now] > 1.05 * lr[before]
+    return rose
 
 
 def _largest(run: RunLog) -> float:

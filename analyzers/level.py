@@ -26,7 +26,7 @@ class LossLevel:
     Attributes:
         steps: int64 [n].
         values: float64 [n], the loss.
-        level: float64 [n], median of the last 100 values that were no outliers, in the loss's own unit.
+        level: float64 [n], recent median, outliers left out, in the loss's own unit.
         score: float64 [n], robust z-score; of log(loss) where `logarithmic`.
         logarithmic: Whether the loss is positive throughout.
     """

@@ -3,9 +3,10 @@
 What it reports:    A loss far above its own recent level.
 Why it matters:     The optimizer took a step it could not afford, or met data it did not expect. Repeated spikes often come before
                     divergence, and each costs the steps it takes to return.
-How it decides:     Robust z-score of log(loss) (of the loss itself where it is not always positive) against median and MAD of the
-                    last 100 finite values above 6, and at least 5 % above that median. Outliers stay out of the baseline;
-                    spikes up to 30 steps apart are one. The first 20 steps have no baseline and are not judged.
+How it decides:     Robust z-score of log(loss) (of the loss itself where it is not always positive) above 6, and at least 5 %
+                    above its recent level: the median of the latest third of the last 100 finite values, the spread taken
+                    around their own trend. Outliers stay out of the baseline; spikes up to 30 steps apart are one. The first
+                    20 steps have no baseline and are not judged.
 Known false alarms: A change of the data mix; batches of very unequal difficulty; an epoch boundary.
 What to try:        Look at the batches of the steps named. Clip the gradient norm; lower beta2 (0.95 is usual for language models)
                     or the peak rate.
@@ -22,7 +23,7 @@ import numpy as np
 
 from stabkit.analyzers.base import Rule, found
 from stabkit.analyzers.level import LossLevel, loss_level
-from stabkit.analyzers.series import episodes
+from stabkit.analyzers.series import episodes, lasts
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
 
@@ -63,7 +64,6 @@ class LossSpike:
     def _finding(self, loss: LossLevel, first: int, last: int) -> Finding:
         peak = first + int(np.nanargmax(np.where(np.isfinite(loss.values[first : last + 1]), loss.values[first : last + 1], -np.inf)))
         step, level = int(loss.steps[first]), float(loss.level[first])
-        returned = last < len(loss.steps) - 1 - self.thresholds.gap
         return found(
             RULE,
             message=f"loss rose from about {level:.4g} to {loss.values[peak]:.4g} at step {loss.steps[peak]}",
@@ -71,9 +71,9 @@ class LossSpike:
             last_step=int(loss.steps[last]),
             event_step=int(loss.steps[peak]),
             last_good_step=step - 1,
-            state=State.RECOVERED if returned else State.ONGOING,
+            state=State.ONGOING if lasts(last, len(loss.steps)) else State.RECOVERED,
             evidence=(
-                Evidence(metric="loss", observed=float(loss.values[first]), expected=level, step=step, note="median of the last 100"),
+                Evidence(metric="loss", observed=float(loss.values[first]), expected=level, step=step, note="recent median"),
                 Evidence(metric="loss z-score", observed=float(loss.score[first]), expected=self.thresholds.score, step=step,
                          note="on log(loss)" if loss.logarithmic else "on the loss"),
             ),

@@ -92,7 +92,7 @@ class MissingWarmup:
         severity = Severity.ERROR if harmed else Severity.WARNING if ratio > limits.harmful_ratio else Severity.INFO
         evidence = [
             Evidence(metric="update_ratio", observed=ratio, expected=limits.ratio, step=at, tensor=culprit,
-                     note="update over weights, worth saying above"),
+                     note="limit"),
             Evidence(metric="lr", observed=lr, step=1, note="already the rate of the first step"),
         ]  # fmt: skip
         if harmed:
@@ -106,7 +106,7 @@ class MissingWarmup:
             last_step=min(int(run.steps[-1]), limits.early),
             event_step=harmed[0] if harmed else None,
             last_good_step=0,
-            state=State.RECOVERED if len(run.steps) > limits.early and not harmed else State.ONGOING,
+            state=State.ONGOING if len(run.steps) <= limits.early else State.RECOVERED,
             tensors=updates.order(row, limits.ratio),
             evidence=tuple(evidence),
             advice=self._advice(run, lr, ratio),

@@ -37,7 +37,7 @@ class NonfiniteValueThresholds:
     look_back: int = 50
     """Steps before the event."""
     growth: float = 4.0
-    """Growth over those steps worth telling."""
+    """Growth over those steps worth telling, over that of the median matrix."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class NonfiniteValue:
         """What grew most over the steps before, per kind of quantity."""
         limits = self.thresholds
         found_before = []
+        # A bias or a zero-initialised matrix starts at nothing: relative to that every growth is large.
+        judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors])
         for metric in ("weight_absmax", "grad_norm_used", "update_ratio"):
             if not run.has(metric, "tensor"):
                 continue
@@ -101,9 +103,10 @@ class NonfiniteValue:
             edge = max(1, len(rows) // 4)
             with np.errstate(divide="ignore", invalid="ignore"):
                 start, end = np.nanmedian(table.values[rows[:edge]], axis=0), np.nanmax(table.values[rows[-edge:]], axis=0)
-                growth = np.where(np.isfinite(end) & (start > 0), end / start, 0.0)
+                growth = np.where(judged & np.isfinite(end) & (start > 0), end / start, 0.0)
             worst = int(np.argmax(growth))
-            if growth[worst] >= limits.growth:
+            # Early in training gradients of all matrices grow together; a precursor stands out of that too.
+            if growth[worst] >= limits.growth * max(1.0, float(np.median(growth[judged])) if judged.any() else 1.0):
                 found_before.append(
                     Evidence(metric=metric, observed=float(end[worst]), expected=float(start[worst]), step=int(table.steps[rows[-1]]),
                              tensor=table.tensors[worst], note=f"{growth[worst]:.2g}-fold in {len(rows)} steps")

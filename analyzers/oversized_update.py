@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import Rule, found
-from stabkit.analyzers.series import episodes
+from stabkit.analyzers.series import episodes, lasts
 from stabkit.analyzers.start import SAFE_RATIO, early_updates
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
@@ -63,14 +63,13 @@ class OversizedUpdate:
         for first, last in episodes(above, limits.gap):
             ratio, step = float(updates.largest[first]), int(steps[first])
             culprit = updates.culprit(first)
-            over = last < len(steps) - 1 - limits.gap
             yield found(
                 RULE,
                 message=f"step {step} changed {culprit} by {ratio:.2g} times its own size",
                 first_step=step,
                 last_step=int(steps[last]),
                 last_good_step=step - 1,
-                state=State.RECOVERED if over else State.ONGOING,
+                state=State.ONGOING if lasts(last, len(steps)) else State.RECOVERED,
                 tensors=updates.order(first, limits.ratio),
                 evidence=(
                     Evidence(metric="update_ratio", observed=ratio, expected=limits.ratio, step=step, tensor=culprit),

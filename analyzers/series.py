@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from stabkit.metric import Array
 
-__all__ = ["TrailingLevel", "episodes", "first_true", "slope_of_log", "trailing_level"]
+__all__ = ["TrailingLevel", "episodes", "lasts", "slope_of_log", "trailing_level"]
 
 Flags = NDArray[np.bool_]
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
@@ -17,8 +17,8 @@ class TrailingLevel:
     """The recent level of a series and how far each value stands above it, outliers kept out of the baseline.
 
     Attributes:
-        level: [n] median of the last `window` values before each that were not outliers; NaN before `least` of them.
-        score: [n] robust z-score: (value - level) / (1.4826 MAD + floor).
+        level: [n] median of the most recent third of the baseline, NaN before `least` values.
+        score: [n] robust z-score: (value - level) / (spread + floor), the spread being that around the baseline's own trend.
     """
 
     def __init__(self, level: Array, score: Array) -> None:
@@ -50,9 +50,7 @@ def trailing_level(
         if not np.isfinite(x):
             continue
         if len(base) >= least:
-            recent = np.asarray(base[-window:])
-            level[i] = np.median(recent)
-            spread = MAD_TO_SIGMA * np.median(np.abs(recent - level[i]))
+            level[i], spread = _level_and_spread(np.asarray(base[-window:]))
             score[i] = (x - level[i]) / (spread + floor)
             if score[i] > limit:
                 outliers.append(x)
@@ -66,6 +64,16 @@ def trailing_level(
     return TrailingLevel(level, score)
 
 
+def _level_and_spread(recent: Array) -> tuple[float, float]:
+    """Median of the last third, and 1.4826 MAD around Tukey's resistant line: a steep descent is a trend, not noise."""
+    n = len(recent)
+    third = max(1, n // 3)
+    left, right = float(np.median(recent[:third])), float(np.median(recent[-third:]))
+    slope = (right - left) / max(1, n - third)
+    residual = recent - slope * np.arange(n)
+    return right, float(MAD_TO_SIGMA * np.median(np.abs(residual - np.median(residual))))
+
+
 def episodes(flags: Flags, gap: int = 0) -> list[tuple[int, int]]:
     """(first, last) index of each run of True; runs at most `gap` entries apart count as one."""
     found: list[tuple[int, int]] = []
@@ -77,10 +85,9 @@ def episodes(flags: Flags, gap: int = 0) -> list[tuple[int, int]]:
     return found
 
 
-def first_true(flags: Flags) -> int | None:
-    """Index of the first True, None where there is none."""
-    where = np.flatnonzero(flags)
-    return int(where[0]) if len(where) else None
+def lasts(last: int, count: int, recent: int = 3) -> bool:
+    """Whether an episode that ended at index `last` of `count` is still on: it reaches into the last few entries."""
+    return last >= count - recent
 
 
 def slope_of_log(values: Array, steps: Array) -> Array:

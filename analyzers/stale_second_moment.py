@@ -7,7 +7,8 @@ Why it matters:     v is an average over about 1 / (1 - beta2) steps. When gradi
 How it decides:     rms_ratio = sqrt(mean(g^2 / max(v-hat, eps^2))) of a matrix above min(2.3, 0.6 / sqrt(1 - beta2)) and above 1.5
                     times the largest value of its last 500 steps outside such events, in two tensors at once or in one for
                     two of three steps. The ratio cannot pass 1 / sqrt(1 - beta2): for beta2 up to 0.811 2.3 is out of reach and the
-                    rule does not apply. Not before step 100, nor while the rate still rises: there high ratios are normal.
+                    rule does not apply. Not before 1 / (1 - beta2) steps (at least 100), nor while the rate still rises: until
+                    then v-hat averages over the very first gradients too, and healthy runs reach ratios of 3 to 7.
                     Embeddings are left out: a rare row's first gradient always looks so.
 Known false alarms: About 0.5 per 1,000 steps in small healthy language models at high rates. It does not see the opposite
                     mechanism, a second moment that has decayed too far.
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabkit.analyzers.base import NotApplicable, Rule, found
-from stabkit.analyzers.series import episodes
+from stabkit.analyzers.series import episodes, lasts
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -54,7 +55,7 @@ class StaleSecondMomentThresholds:
     """Over the largest recent value of the same tensor."""
     history: int = 500
     early: int = 100
-    """Steps at the start that are not judged."""
+    """Steps at the start that are not judged; 1 / (1 - beta2) where that is more."""
     gap: int = 30
     """Steps between two events up to which they are one."""
 
@@ -76,9 +77,12 @@ class StaleSecondMoment:
             raise NotApplicable(f"at beta2 {beta2:g} the ratio cannot pass {ceiling:.2f}")
         limit = min(limits.ratio, limits.share_of_ceiling * ceiling)
         table = run.table("rms_ratio")
+        early = max(limits.early, round(1 / (1 - beta2)))
+        if table.steps[-1] < early:
+            raise NotApplicable(f"{table.steps[-1]} steps; needs {early}, the memory of the second moment at beta2 {beta2:g}")
         judged = np.array([t.role == "matrix" for t in run.tensors])
         values = np.where(judged[None, :], table.values, np.nan)
-        settled = (table.steps >= limits.early) & _rate_has_peaked(run, table.steps)
+        settled = (table.steps >= early) & _rate_has_peaked(run, table.steps)
         out = _above_history(values, limit, limits.over_history, limits.history) & settled[:, None]
         together = out.sum(axis=1) >= 2
         lasting = _two_of_three(out)
@@ -92,13 +96,13 @@ class StaleSecondMoment:
                 first_step=int(table.steps[first]),
                 last_step=int(table.steps[last]),
                 last_good_step=int(table.steps[first]) - 1,
-                state=State.RECOVERED if last < len(values) - 1 - limits.gap else State.ONGOING,
+                state=State.ONGOING if lasts(last, len(values)) else State.RECOVERED,
                 tensors=tuple(table.tensors[i] for i in order[:5]),
                 evidence=(
                     Evidence(metric="rms_ratio", observed=worst, expected=limit, step=int(table.steps[first]), tensor=culprit,
                              note=f"ceiling {ceiling:.1f} at beta2 {beta2:g}"),
                 ),
-                advice=f"Lower beta2 from {beta2:g} to {max(0.9, 1 - 5 * (1 - beta2)):g}; or keep it and divide the rate of "
+                advice=f"Lower beta2 from {beta2:g} to {max(0.9, 1 - 5 * (1 - beta2)):.3g}; or keep it and divide the rate of "
                 f"{culprit} by its rms_ratio where that is above 1 (StableAdamW).",
             )  # fmt: skip
 

@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -54,20 +55,18 @@ def measure(threads: int, rounds: int, shapes: list[tuple[int, ...]], plain: boo
     for count in range(2, rounds + 2):
         step = AdamStep(1e-3, 0.9, 0.999, 1e-8, 0.01, count, maximize=False, decoupled=True)
         steps = [step] * len(params)
-        states = [
-            TensorState(p, p.grad, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]) for p in params
-        ]
+        states = [TensorState(p, p.grad, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]) for p in params]
         with_snapshots = [
             TensorState(s.param, s.grad, s.exp_avg, s.exp_avg_sq, before=s.param.detach().clone()) for s in states
         ]
-        note(f"{backend()}: before", lambda states=states, steps=steps: measure_before(states, steps))
+        note(f"{backend()}: before", partial(measure_before, states, steps))
         note("fused AdamW step", optimizer.step)
-        note(f"{backend()}: after", lambda states=states, steps=steps: measure_after(states, steps))
-        note(f"{backend()}: after, all with snapshot", lambda s=with_snapshots, steps=steps: measure_after(s, steps))
+        note(f"{backend()}: after", partial(measure_after, states, steps))
+        note(f"{backend()}: after, all with snapshot", partial(measure_after, with_snapshots, steps))
         if plain and count % 10 == 0:
             cpu.native = None
-            note("reference: before", lambda states=states, steps=steps: measure_before(states, steps))
-            note("reference: after", lambda states=states, steps=steps: measure_after(states, steps))
+            note("reference: before", partial(measure_before, states, steps))
+            note("reference: after", partial(measure_after, states, steps))
             cpu.native = native
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -71,7 +71,8 @@ def look_at(roots: Any) -> list[Root]:
     """Describe the roots of a backward call that is about to begin; afterwards their graph is gone."""
     seen = []
     for root in roots if isinstance(roots, (tuple, list)) else (roots,):
-        if isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex():
+        scalar = isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex()
+        if scalar and not hasattr(root, "_local_tensor"):  # reading the value of a DTensor could start a collective
             value = root.detach().to(torch.float64, copy=True).reshape(())
             seen.append(Root(value, *_describe(root.grad_fn)))
         else:
@@ -140,5 +141,5 @@ def _python_number(node: Any) -> float | None:
     except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
         return None
     if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
-        return float(other) if other.device.type == "cpu" and other.numel() == 1 else None
+        return float(other) if other.is_cpu and other.numel() == 1 and not other.is_complex() else None
     return float(other) if isinstance(other, (int, float)) else None

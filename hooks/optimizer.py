@@ -7,7 +7,8 @@ a scheduler created afterwards inspects it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -62,13 +63,14 @@ def _nested(optimizer: Optimizer) -> bool:
 
     Asked of the call stack rather than of a counter: a step that raised leaves a counter wrong, the stack never lies.
     """
-    frame, found = sys._getframe(1), 0
+    frame: FrameType | None = sys._getframe(1)
+    found = 0
     while frame is not None:
         if frame.f_code is _STEP_WRAPPER:
             found += 1
             if found > 1 and _first_argument(frame) is optimizer:
                 return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 
@@ -97,7 +99,7 @@ def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
 def has_known_formula(optimizer: Optimizer) -> bool:
     """Whether the update follows from p, m, v: exactly torch's AdamW or Adam, with every key they read in each group."""
     return type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and all(
-        _READ_BY_ADAM <= group.keys() for group in optimizer.param_groups
+        group.keys() >= _READ_BY_ADAM for group in optimizer.param_groups
     )
 
 
@@ -127,10 +129,10 @@ class Roster:
 
 def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
     """The optimizer's own count of steps of each parameter: 0 before the first, -1 where it keeps none."""
-    state = optimizer.state
-    if not state:
+    if not optimizer.state:
         return [0.0] * len(parameters)
-    return [_count(state.get(p, _NOTHING)) for p in parameters]
+    state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
+    return [_count(state_of(p, _NOTHING)) for p in parameters]
 
 
 def _count(state: Mapping[str, Any]) -> float:
@@ -164,8 +166,8 @@ class StepCount:
         Everything is read again only where the state was replaced, or the count of its first tensor has changed.
         """
         first = next(iter(optimizer.state.values()), None)
-        same = optimizer.state is self._state and first is not None and first is self._first
-        if not (same and _count(first) == self._first_count):
+        known = first is not None and first is self._first and optimizer.state is self._state
+        if not known or first is None or _count(first) != self._first_count:
             self.read(optimizer, parameters)
         return self._count
 
@@ -174,7 +176,8 @@ def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> list[
     """What the statistics need of each parameter; of an optimizer whose formula is not known, moments are absent."""
     if not has_known_formula(optimizer):
         return [TensorState(p, p.grad, None, None) for p in parameters]
-    states, state_of = [], optimizer.state.get
+    states: list[TensorState] = []
+    state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
         states.append(TensorState(p, p.grad, get("exp_avg"), get("exp_avg_sq"), get("max_exp_avg_sq")))

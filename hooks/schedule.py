@@ -22,5 +22,5 @@ def group_of(group: dict[str, Any]) -> Group:
 def number(value: Any) -> float:
     """A Python number, or that of a tensor on the CPU; NaN for anything else: reading a device would make training wait."""
     if isinstance(value, torch.Tensor):
-        return float(value) if value.device.type == "cpu" and value.numel() == 1 else math.nan
+        return float(value) if value.is_cpu and value.numel() == 1 else math.nan
     return float(value) if isinstance(value, (int, float)) else math.nan

@@ -180,8 +180,8 @@ INLINE Update update_float(const Block *b, const Row *row, int has_before) {
     return (Update){rms, update, weight, dot, value(absmax)};
 }
 
-/* Whether a block is worth trying in float. The square of d is the divisor of the one quotient: where it overflows, an
- * element would silently become 0. Where it goes denormal the quotient is Inf, which shows in the sums like all else. */
+/* Whether a block is worth trying in float. The square of d is the divisor of the one quotient: were it to overflow,
+ * an element would silently become 0. Were it denormal, the quotient is Inf, which shows in the sums like all else. */
 INLINE int promising(const Row *row, Range range) {
     double highest = sqrt(value(range.high) / row->bias);
     return range.finite && highest < 1e17 && (row->step_size == 0 || row->step_size > 1e-25);

@@ -44,9 +44,7 @@ def measure_before(state: TensorState, step: AdamStep) -> list[float]:
 def measure_after(state: TensorState, step: AdamStep) -> list[float]:
     """Returns the AFTER_COLUMNS of one tensor."""
     with torch.no_grad():
-        tensors = _side_by_side(
-            state.param, state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq, state.before
-        )
+        tensors = _side_by_side(state.param, state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq, state.before)
         rows = [_after(step, *piece) for piece in _pieces(tensors)]
         merged = _merge(torch.stack(rows)).tolist() if rows else [0.0] * 6 + [math.inf, -math.inf] + [0.0] * 8
     return _drop_unknown(merged, step, [t is not None for t in tensors])

@@ -62,9 +62,9 @@ def _tensor(name: str, run: Any, oracle: Oracle, missing: bool, steps: list[int]
     if name in UNSEEN:
         return
     if not run.has(name, "tensor"):
-        truth = np.array(oracle.tensors.get(name, [[math.nan]] * len(oracle.scales)))[[step - 1 for step in steps or run.steps.tolist()]]
-        may = missing or name == "applied_update_norm" or np.isnan(truth).all()
-        if not may:
+        rows = oracle.tensors.get(name, [[math.nan]] * len(oracle.scales))
+        truth = np.array([rows[step - 1] for step in steps or run.steps.tolist()])
+        if not (missing or name == "applied_update_norm" or np.isnan(truth).all()):
             wrong.append(f"{name}: not in the log")
         return
     table = run.table(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import random
@@ -59,10 +60,10 @@ def train(
 ) -> Any:
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     model = Net()
-    groups = [{"params": [p for p in model.parameters() if p.dim() > 1]}, {"params": [p for p in model.parameters() if p.dim() < 2]}]
+    groups = [{"params": [p for p in model.parameters() if (p.dim() > 1) == matrices]} for matrices in (True, False)]
     optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1, **options)
-    watching = contextlib.nullcontext() if logdir is None else stabkit.watch(model, optimizer, logdir, **{"tensorboard": False, **watch})
-    with watching:
+    watched = functools.partial(stabkit.watch, model, optimizer, logdir, **{"tensorboard": False, **watch})
+    with watched() if logdir else contextlib.nullcontext():
         scheduler = None if handmade else torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine)
         for step in range(STEPS):
             if handmade:

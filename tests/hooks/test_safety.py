@@ -228,9 +228,9 @@ def test_several_watches(tmp_path: Path, order: str) -> None:
 
 def test_two_watches_of_one_model(tmp_path: Path) -> None:
     model, optimizer = make()
-    with stabkit.watch(model, optimizer, tmp_path / "a", tensorboard=False):
-        with stabkit.watch(model, optimizer, tmp_path / "b", tensorboard=False):
-            train(model, optimizer, 3)
+    outer, inner = (stabkit.watch(model, optimizer, tmp_path / name, tensorboard=False) for name in "ab")
+    with outer, inner:
+        train(model, optimizer, 3)
     a, b = (stabkit.load(tmp_path / name) for name in "ab")
     assert a.series("loss").values.tolist() == b.series("loss").values.tolist()
     assert np.array_equal(a.table("update_norm").values, b.table("update_norm").values, equal_nan=True)

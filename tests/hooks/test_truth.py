@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from zoo import Net, Zoo
 
 NAN = math.nan
+VARIANTS = [{"amsgrad": True}, {"maximize": True}, {"amsgrad": True, "maximize": True}, {"betas": (0.5, 0.9), "eps": 1e-3}]
 IMPLEMENTATIONS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 LIMIT = 0.3
 Model = Any
@@ -100,7 +101,7 @@ def test_every_clip(watching: Any, read: Any, implementation: str, bf16: bool, c
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}, {"amsgrad": True, "maximize": True}, {"betas": (0.5, 0.9), "eps": 1e-3}], ids=str)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("exact", [False, True], ids=["intended", "exact"])
 def test_every_variant(watching: Any, read: Any, implementation: str, options: dict[str, Any], exact: bool) -> None:
     model = Zoo(gaps=implementation != "fused")

@@ -117,7 +117,7 @@ def same(run: RunLog, original: RunLog) -> None:
         assert values.tobytes() == np.ascontiguousarray(original.stream.columns[name][at][:, :width]).tobytes()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(damage=damages(), pick=st.floats(0, 1, exclude_max=True))
 def test_one_damaged_file_costs_what_it_hit_and_no_more(
     original: Original, tmp_path: Path, damage: tuple[str, float, bytes | None], pick: float

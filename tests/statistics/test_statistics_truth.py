@@ -377,12 +377,13 @@ def test_weights_reconstructed_without_a_snapshot(ratio: float) -> None:
     assert abs(with_snapshot - without) <= max(1e-6, 1e-6 * ratio) * scale
 
 
-def test_counts_at_the_limit_of_eps_are_exact() -> None:
-    limit = np.float32((1e-7) ** 2 * (1 - STEP.beta2**STEP.count))
+@pytest.mark.parametrize("eps", [1e-8, 2e-8, 3e-8, 0.7e-8, 1e-6, 1e-4])
+def test_counts_at_the_limit_of_eps_are_exact(eps: float) -> None:
+    limit = np.float32((10 * eps) ** 2 * (1 - STEP.beta2**STEP.count))
     v = torch.from_numpy(limit.view(np.int32) + np.arange(-500, 500, dtype=np.int32)).view(torch.float32)
     v = torch.cat([v, torch.zeros(10), torch.tensor([1e-45, 1e-38])])
     g = torch.ones_like(v)
-    got = check_after([TensorState(g, g, g, v)], [STEP])[0]
+    got = check_after([TensorState(g, g, g, v)], [replace(STEP, eps=eps)])[0]
     assert 400 < got[AFTER_COLUMNS.index("eps_count")] < 600
 
 
