@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
 
 from stabkit.analyzers.base import Analyzer, NotApplicable, Rule
 from stabkit.analyzers.causes import gather
@@ -16,9 +19,9 @@ from stabkit.analyzers.nonfinite_value import NonfiniteValue
 from stabkit.analyzers.oversized_update import OversizedUpdate
 from stabkit.analyzers.stale_second_moment import StaleSecondMoment
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
-from stabkit.finding import Diagnosis, Outcome, Status
+from stabkit.finding import Diagnosis, Finding, Outcome, Status
 from stabkit.metric import METRICS
-from stabkit.runlog import RunLog
+from stabkit.runlog import RunLog, Stream
 
 __all__ = ["ANALYZERS", "Analyzer", "NotApplicable", "Rule", "analyze", "judge"]
 
@@ -36,6 +39,8 @@ ANALYZERS: tuple[Analyzer, ...] = (
 )  # fmt: skip
 """Every rule of the catalogue, by code."""
 
+EMPTY = Stream(np.empty(0, np.int64))
+
 
 def analyze(run: RunLog, analyzers: Iterable[Analyzer] = ANALYZERS) -> Diagnosis:
     """Put a run before each rule.
@@ -49,7 +54,7 @@ def analyze(run: RunLog, analyzers: Iterable[Analyzer] = ANALYZERS) -> Diagnosis
         for a rule that breaks: the outcome says so.
     """
     chosen = tuple(analyzers)
-    views = [run.optimizer(index) for index in range(len(run.streams))]
+    views = [run.optimizer(index) for index in range(len(run.streams))] or [replace(run, streams=(EMPTY,))]
     per_view = [gather(judge(analyzer, view) for analyzer in chosen) for view in views]
     steps = max((len(view.steps) for view in views), default=0)
     outcomes = tuple(outcomes[i] for i in range(len(chosen)) for outcomes in per_view)
@@ -60,17 +65,17 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
     """One rule on one run."""
     rule = analyzer.rule
 
-    def outcome(status: Status, reason: str = "", findings: tuple = ()) -> Outcome:  # type: ignore[type-arg]
+    def outcome(status: Status, reason: str = "", findings: tuple[Finding, ...] = ()) -> Outcome:
         return Outcome(rule=rule.code, name=rule.name, status=status, reason=reason, findings=findings)
 
     if not len(run.steps):
         return outcome(Status.NOT_APPLICABLE, "no step was recorded")
-    missing = [_missing(metric, scope) for metric, scope in rule.requires if not run.has(metric, scope)]
-    if missing:
-        return outcome(Status.NOT_APPLICABLE, f"the log has no {'; no '.join(missing)}")
-    if len(run.steps) < rule.min_steps:
-        return outcome(Status.NOT_APPLICABLE, f"{len(run.steps)} steps; needs {rule.min_steps}")
     try:
+        missing = [_missing(metric, scope) for metric, scope in rule.requires if not run.has(metric, scope)]
+        if missing:
+            return outcome(Status.NOT_APPLICABLE, f"the log has no {'; no '.join(missing)}")
+        if len(run.steps) < rule.min_steps:
+            return outcome(Status.NOT_APPLICABLE, f"{len(run.steps)} steps; needs {rule.min_steps}")
         findings = tuple(analyzer.analyze(run))
     except NotApplicable as reason:
         return outcome(Status.NOT_APPLICABLE, str(reason))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from stabkit.finding import Finding, Severity
 from stabkit.runlog import RunLog
 
-__all__ = ["Analyzer", "NotApplicable", "Rule", "found"]
+__all__ = ["Analyzer", "NotApplicable", "Rule", "Thresholds", "found"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Rule:
         name: The bad pattern, such as "missing-warmup".
         severity: The severity it usually finds.
         requires: The quantities it cannot do without, as (metric, scope).
-        min_steps: The number of steps below which it says nothing.
+        min_steps: The number of recorded steps below which it says nothing.
         since: The version it appeared in.
     """
 
@@ -33,15 +33,28 @@ class Rule:
     since: str = "0.1"
 
 
-class NotApplicable(Exception):  # noqa: N818 - not an error: an answer
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The limits of a rule; every one is a number above 0."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise ValueError(f"{type(self).__name__}: {field.name} must be above 0, not {value!r}")
+
+
+class NotApplicable(Exception):
     """Raised by a rule that finds it cannot judge this run; the message is the reason."""
 
 
 class Analyzer(Protocol):
     """One rule with its thresholds.
 
-    `analyze` is causal: a finding whose `first_step` is t rests on records up to t, so that a run seen live gives the same
-    verdict at the same step as the whole log does afterwards.
+    `analyze` is causal: what a finding whose `first_step` is t says of its rule, its first step and its first tensor rests on
+    records up to t, and no finding comes before `min_steps` records. So a run seen live gets the same findings at the same
+    steps as the whole log does afterwards. What may still change as the log grows: `last_step`, `event_step`, `state` and the
+    peak in the message, and the severity, which may only rise.
     """
 
     rule: Rule

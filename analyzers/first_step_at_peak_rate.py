@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from stabkit.analyzers.base import NotApplicable, Rule, found
+from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.rates import highest_rates
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
 
@@ -35,7 +34,7 @@ RULE = Rule(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstStepAtPeakRateThresholds:
+class FirstStepAtPeakRateThresholds(Thresholds):
     """What counts as one step too early."""
 
     factor: float = 2.0
@@ -52,10 +51,9 @@ class FirstStepAtPeakRate:
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding, three steps into the run."""
-        if run.steps[0] != 1:
-            raise NotApplicable(f"the log begins at step {run.steps[0]}")
-        rates = np.nanmax(run.table("lr").values, axis=1)
-        first, second, third = (float(rate) for rate in rates[:3])
+        if run.steps[:3].tolist() != [1, 2, 3]:
+            raise NotApplicable(f"the log begins with steps {', '.join(map(str, run.steps[:3]))}; needs 1, 2, 3")
+        first, second, third = highest_rates(run)[:3].tolist()
         if not (first >= self.thresholds.factor * second and third > second):
             return
         yield found(

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import Rule, found
-from stabkit.analyzers.series import MAD_TO_SIGMA, episodes, lasts, trailing_level
+from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.series import MAD_TO_SIGMA, episodes, known_max, known_median, lasts, log_of, trailing_level
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Series
@@ -34,12 +34,13 @@ RULE = Rule(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientSpikeThresholds:
+class GradientSpikeThresholds(Thresholds):
     """When a gradient norm stands out."""
 
     window: int = 100
+    """Past values in the baseline."""
     least: int = 20
-    """Past values in the baseline, and how many are needed."""
+    """Past values needed before one is judged."""
     score: float = 8.0
     """Robust z-score of log(norm)."""
     floor: float = 0.1
@@ -61,17 +62,20 @@ class GradientSpike:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per spike."""
         limits = self.thresholds
-        norm = run.series("grad_norm" if run.has("grad_norm") else "grad_norm_used")
-        logs = _log(norm.values)
-        trailing = trailing_level(logs, limits.window, limits.score, limits.floor, limits.least)
-        with np.errstate(invalid="ignore"):
-            out = trailing.score > limits.score
-        for first, last in episodes(out, limits.gap):
+        norm = self._norm(run)
+        trailing = trailing_level(log_of(norm.values), limits.window, limits.score, limits.floor, limits.least)
+        for first, last in episodes(trailing.score > limits.score, limits.gap, norm.steps):
             yield self._finding(run, norm, np.exp(trailing.level), trailing.score, first, last)
+
+    def _norm(self, run: RunLog) -> Series:
+        """The norm before clipping; the used one where the other is unknown for all of the first steps, which none is judged in."""
+        before_clipping = run.has("grad_norm") and not np.isnan(run.series("grad_norm").values[: self.thresholds.least]).all()
+        return run.series("grad_norm" if before_clipping else "grad_norm_used")
 
     def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
         limits = self.thresholds
-        step, peak = int(norm.steps[first]), first + int(np.nanargmax(norm.values[first : last + 1]))
+        during = norm.values[first : last + 1]
+        step, peak = int(norm.steps[first]), first + int(np.argmax(np.where(np.isfinite(during), during, -np.inf)))
         absorbed = self._absorbed(run, first, last)
         recent = norm.values[max(0, first - limits.window) : first]
         recent = recent[np.isfinite(recent)]
@@ -95,35 +99,30 @@ class GradientSpike:
                          note="recent median"),
                 Evidence(metric="gradient z-score", observed=float(score[first]), expected=limits.score, step=step),
             ),
-            advice="Nothing, if it stays this rare: the clipping did its work." if absorbed
+            advice=f"Nothing, if it stays this rare: clipping multiplied it by {run.series('clip_coefficient').values[first]:.2g}." if absorbed
             else f"Clip the gradient norm at {clip:.2g}, the run's own recent median plus 3 robust standard deviations.",
         )  # fmt: skip
 
     def _absorbed(self, run: RunLog, first: int, last: int) -> bool:
-        if not run.has("clip_coefficient"):
+        if not run.has("clip_coefficient") or np.isnan(run.series("clip_coefficient").values[first]):
             return False
-        used = run.series("grad_norm_used").values
-        before = used[max(0, first - self.thresholds.window) : first]
-        during = used[first : last + 1]
-        return bool(np.nanmax(during) <= self.thresholds.absorbed * np.nanmedian(before))
+        used = run.series("grad_norm_used").values[:, None]
+        before, during = used[max(0, first - self.thresholds.window) : first], used[first : last + 1]
+        return bool(known_max(during)[0] <= self.thresholds.absorbed * known_median(before)[0])
 
 
 def first_movers(run: RunLog, step: int, window: int, most: int = 5) -> tuple[str, ...]:
     """The tensors whose gradient norm rose most at a step over their own median of the steps before, at least doubling."""
-    metric = "grad_norm" if run.has("grad_norm", "tensor") else "grad_norm_used"
-    if not run.has(metric, "tensor"):
-        return ()
-    table = run.table(metric)
-    rows = np.flatnonzero(table.steps <= step)
-    if len(rows) < 2 or table.steps[rows[-1]] != step:
-        return ()
-    past = table.values[rows[max(0, len(rows) - 1 - window) : -1]]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rise = table.values[rows[-1]] / np.nanmedian(np.where(past > 0, past, np.nan), axis=0)
-    rise = np.where(np.isfinite(rise), rise, 0.0)
-    return tuple(table.tensors[i] for i in np.argsort(-rise)[:most].tolist() if rise[i] > 2)
-
-
-def _log(values: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.log(np.where(values > 0, values, np.nan))
+    for metric in ("grad_norm", "grad_norm_used"):
+        if not run.has(metric, "tensor"):
+            continue
+        table = run.table(metric)
+        row = int(np.searchsorted(table.steps, step))
+        if row == len(table.steps) or table.steps[row] != step or np.isnan(table.values[row]).all():
+            continue
+        past = table.values[max(0, row - window) : row]
+        with np.errstate(over="ignore"):
+            rise = table.values[row] / known_median(np.where(past > 0, past, np.nan))
+        rise = np.where(np.isfinite(rise), rise, 0.0)
+        return tuple(table.tensors[i] for i in np.argsort(-rise, kind="stable")[:most].tolist() if rise[i] > 2)
+    return ()

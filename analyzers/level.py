@@ -1,22 +1,21 @@
-"""The recent level of the loss, shared by the rules that ask whether it left that level."""
+"""The loss, as the rules that ask whether it left its level see it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stabkit.analyzers.series import trailing_level
+from stabkit.analyzers.series import Flags, Indices, log_of, trailing_level
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
 
-__all__ = ["LossLevel", "loss_level"]
+__all__ = ["LossLevel", "broken_losses", "loss_level", "skipped_steps"]
 
 WINDOW = 100
 LEAST = 20
-FLOOR_OF_LOG = 0.01
-"""Spread of log(loss) below which a run's own noise is not believed to be smaller."""
+FLOOR = 0.01
+"""Smallest spread believed: of log(loss), or of the loss as a share of the median size of its first values."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +27,47 @@ class LossLevel:
         values: float64 [n], the loss.
         level: float64 [n], recent median, outliers left out, in the loss's own unit.
         score: float64 [n], robust z-score; of log(loss) where `logarithmic`.
-        logarithmic: Whether the loss is positive throughout.
+        logarithmic: bool [n], whether the loss has been positive so far.
     """
 
-    steps: NDArray[np.int64]
+    steps: Indices
     values: Array
     level: Array
     score: Array
-    logarithmic: bool
+    logarithmic: Flags
 
 
 def loss_level(run: RunLog, limit: float) -> LossLevel:
     """The loss of a run against its own recent past.
 
-    A loss that is ever zero or negative (a density, a reward) is scored as it is, with a floor from its own first noise.
+    It is scored by its logarithm. From the first value on that is zero or negative (a density, a reward) the loss itself is.
     """
     series = run.series("loss")
     values = series.values
-    finite = values[np.isfinite(values)]
-    # Causal all the same: the first LEAST values decide, and no value is scored before them.
-    logarithmic = bool(len(finite)) and bool((finite[:LEAST] > 0).all())
-    if logarithmic:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.log(np.where(values > 0, values, np.nan))
-        trailing = trailing_level(logs, WINDOW, limit, FLOOR_OF_LOG, LEAST)
-        return LossLevel(series.steps, values, np.exp(trailing.level), trailing.score, True)
-    floor = FLOOR_OF_LOG * float(np.median(np.abs(finite[:LEAST]))) if len(finite) else 0.0
-    trailing = trailing_level(values, WINDOW, limit, max(floor, np.finfo(float).tiny), LEAST)
-    return LossLevel(series.steps, values, trailing.level, trailing.score, False)
+    with np.errstate(invalid="ignore"):
+        logarithmic = ~np.logical_or.accumulate(np.isfinite(values) & (values <= 0))
+    by_log = trailing_level(log_of(values), WINDOW, limit, FLOOR, LEAST)
+    level, score = np.exp(by_log.level), by_log.score
+    if not logarithmic.all():
+        first = values[np.isfinite(values)][:LEAST]
+        plain = trailing_level(values, WINDOW, limit, FLOOR * float(np.median(np.abs(first))), LEAST)
+        level, score = np.where(logarithmic, level, plain.level), np.where(logarithmic, score, plain.score)
+    return LossLevel(series.steps, values, level, score, logarithmic)
+
+
+def broken_losses(run: RunLog) -> Flags:
+    """Of each step, whether a loss was seen that is not finite, and the step was not skipped for it.
+
+    A log that does not say whether a loss was seen writes NaN for a missing one: there only infinities count.
+    """
+    missing = np.full(len(run.steps), np.nan)
+    losses = run.stream.step_values.get("loss", missing)
+    seen = run.stream.step_values.get("loss_reduction")
+    broken: Flags = np.isinf(losses) if seen is None else (seen > 0) & ~np.isfinite(losses)
+    return broken & ~skipped_steps(run)
+
+
+def skipped_steps(run: RunLog) -> Flags:
+    """Of each step, whether a GradScaler skipped it."""
+    skipped = run.stream.step_values.get("skipped")
+    return np.zeros(len(run.steps), dtype=bool) if skipped is None else skipped == 1

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from stabkit.analyzers.base import Rule, found
-from stabkit.analyzers.series import MAD_TO_SIGMA, episodes
+from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.series import MAD_TO_SIGMA, Flags, episodes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -30,7 +31,7 @@ RULE = Rule(code="SK202", name="loss-divergence", severity=Severity.ERROR, requi
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossDivergenceThresholds:
+class LossDivergenceThresholds(Thresholds):
     """When a loss has left for good."""
 
     window: int = 20
@@ -41,9 +42,12 @@ class LossDivergenceThresholds:
     """Rise over the run's own noise."""
     rise: float = 0.1
     """Rise over the best level, as a share of it."""
+    share: float = 0.2
+    """How long it must last, as a share of the losses so far."""
     shortest: int = 20
+    """At least so many losses."""
     longest: int = 100
-    """Bounds of how long it must last, in steps; between them, a fifth of the steps so far."""
+    """At most so many. Departures that lie no further apart are one."""
 
 
 class LossDivergence:
@@ -63,15 +67,12 @@ class LossDivergence:
         if len(values) < 2 * limits.window:
             return
         median, best, noise = _levels(values, limits.window)
-        gained = np.maximum(np.nanmax(values[: limits.window]) - best, 0.0)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            gained = np.maximum(values[: limits.window].max() - best, 0.0)
             away = median - best > np.maximum.reduce([limits.lost * gained, limits.noise * noise, limits.rise * np.abs(best)])
-        for first, last in episodes(away):
-            decided = self._decided(first, last)
-            if decided is None:
-                continue
+        for first, decided, last in self._departures(away):
             left, level = int(steps[first]), float(best[first])
-            good = int(steps[max(0, first - limits.window)])
+            good = int(steps[first - limits.window])
             yield found(
                 RULE,
                 message=f"loss left {level:.4g} for {median[decided]:.4g} around step {left} and stayed away for "
@@ -90,26 +91,35 @@ class LossDivergence:
                 "skip them.",
             )  # fmt: skip
 
-    def _decided(self, first: int, last: int) -> int | None:
+    def _departures(self, away: Flags) -> list[tuple[int, int, int]]:
+        """(first, decided, last) index of each departure that lasted, those that follow closely joined to the one before."""
         limits = self.thresholds
-        for i in range(first, last + 1):
-            if i - first + 1 >= min(limits.longest, max(limits.shortest, i // 5)):
-                return i
-        return None
+        found_so_far: list[tuple[int, int, int]] = []
+        for first, last in episodes(away):
+            i = np.arange(first, last + 1)
+            needed = np.clip((limits.share * i).astype(int), limits.shortest, limits.longest)
+            long_enough = np.flatnonzero(i - first + 1 >= needed)
+            if not len(long_enough):
+                continue
+            before = found_so_far[-1] if found_so_far else None
+            if before and first - before[2] <= limits.longest:
+                found_so_far[-1] = (before[0], before[1], last)
+            else:
+                found_so_far.append((first, first + int(long_enough[0]), last))
+        return found_so_far
 
 
 def _levels(values: Array, window: int) -> tuple[Array, Array, Array]:
     """Trailing median, its lowest value at least a window earlier, and the noise there; each [n], NaN at the beginning."""
     n = len(values)
-    median, noise = np.full(n, np.nan), np.full(n, np.nan)
-    for i in range(window - 1, n):
-        recent = values[i - window + 1 : i + 1]
-        median[i] = np.median(recent)
-        noise[i] = MAD_TO_SIGMA * np.median(np.abs(recent - median[i]))
-    best, spread = np.full(n, np.nan), np.full(n, np.nan)
-    lowest, at = np.inf, 0.0
-    for i in range(2 * window - 1, n):
-        if median[i - window] < lowest:
-            lowest, at = median[i - window], noise[i - window]
-        best[i], spread[i] = lowest, at
+    recent = sliding_window_view(values, window)
+    with np.errstate(over="ignore", invalid="ignore"):
+        medians = np.median(recent, axis=1)
+        noises = MAD_TO_SIGMA * np.median(np.abs(recent - medians[:, None]), axis=1)
+    median, best, spread = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
+    median[window - 1 :] = medians
+    lowest = np.minimum.accumulate(medians[:-window])
+    news = np.concatenate([[True], lowest[1:] < lowest[:-1]])
+    at = np.maximum.accumulate(np.where(news, np.arange(len(lowest)), 0))
+    best[2 * window - 1 :], spread[2 * window - 1 :] = lowest, noises[at]
     return median, best, spread

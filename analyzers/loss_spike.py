@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import Rule, found
+from stabkit.analyzers.base import Rule, Thresholds, found
 from stabkit.analyzers.level import LossLevel, loss_level
 from stabkit.analyzers.series import episodes, lasts
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -33,7 +33,7 @@ RULE = Rule(code="SK201", name="loss-spike", severity=Severity.WARNING, requires
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossSpikeThresholds:
+class LossSpikeThresholds(Thresholds):
     """When a loss stands out."""
 
     score: float = 6.0
@@ -56,13 +56,14 @@ class LossSpike:
         """One finding per spike."""
         limits = self.thresholds
         loss = loss_level(run, limits.score)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             out = (loss.score > limits.score) & (loss.values - loss.level > limits.rise * np.abs(loss.level))
-        for first, last in episodes(out, limits.gap):
+        for first, last in episodes(out, limits.gap, loss.steps):
             yield self._finding(loss, first, last)
 
     def _finding(self, loss: LossLevel, first: int, last: int) -> Finding:
-        peak = first + int(np.nanargmax(np.where(np.isfinite(loss.values[first : last + 1]), loss.values[first : last + 1], -np.inf)))
+        during = loss.values[first : last + 1]
+        peak = first + int(np.argmax(np.where(np.isfinite(during), during, -np.inf)))
         step, level = int(loss.steps[first]), float(loss.level[first])
         return found(
             RULE,
@@ -75,7 +76,8 @@ class LossSpike:
             evidence=(
                 Evidence(metric="loss", observed=float(loss.values[first]), expected=level, step=step, note="recent median"),
                 Evidence(metric="loss z-score", observed=float(loss.score[first]), expected=self.thresholds.score, step=step,
-                         note="on log(loss)" if loss.logarithmic else "on the loss"),
+                         note="on log(loss)" if loss.logarithmic[first] else "on the loss"),
             ),
-            advice=f"Look at the batch of step {step}. If such batches are to stay: clip the gradient norm, or lower beta2 or the rate.",
+            advice=f"Look at the batch of step {step}, and at step {step - 1}, which made the weights it met. If such batches are to "
+            "stay: clip the gradient norm, or lower beta2 or the rate.",
         )  # fmt: skip

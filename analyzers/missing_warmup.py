@@ -23,10 +23,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable, Rule, found
+from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.level import broken_losses
+from stabkit.analyzers.rates import highest_rates
+from stabkit.analyzers.series import known_max
 from stabkit.analyzers.start import EarlyUpdates, early_updates, planned_steps, warmup_for
 from stabkit.finding import Evidence, Finding, Severity, State
-from stabkit.metric import Array
 from stabkit.runlog import RunLog
 
 __all__ = ["RULE", "MissingWarmup", "MissingWarmupThresholds"]
@@ -41,7 +43,7 @@ RULE = Rule(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MissingWarmupThresholds:
+class MissingWarmupThresholds(Thresholds):
     """When a start counts as too fast."""
 
     early: int = 10
@@ -71,28 +73,28 @@ class MissingWarmup:
         limits = self.thresholds
         if run.steps[0] > 1:
             raise NotApplicable(f"the log begins at step {run.steps[0]}")
-        lr = np.nanmax(run.table("lr").values, axis=1)
+        lr, beta2 = highest_rates(run), known_max(run.table("beta2").values, axis=1)
+        if not 0 <= beta2[0] < 1:
+            raise NotApplicable("beta2 of the first step is not known")
         steady = (lr <= lr[0] * limits.rise) & (lr >= lr[0] / limits.rise) & (lr > 0)
         updates = early_updates(run)
-        for i in range(1, min(limits.early, len(run.steps))):
+        for i in range(1, int(np.searchsorted(run.steps, limits.early, "right"))):
             if not steady[: i + 1].all():
                 return
-            rows = np.flatnonzero((updates.table.steps >= 1) & (updates.table.steps <= run.steps[i]))
-            if len(rows) and np.nanmax(updates.largest[rows], initial=-1.0) > limits.ratio:
-                worst = int(rows[np.nanargmax(updates.largest[rows])])
-                yield self._finding(run, int(run.steps[i]), worst, updates, float(lr[0]))
+            seen = updates.largest[updates.table.steps <= run.steps[i]]
+            if known_max(seen) > limits.ratio:
+                yield self._finding(run, int(run.steps[i]), int(np.nanargmax(seen)), updates, float(lr[0]), float(beta2[0]))
                 return
 
-    def _finding(self, run: RunLog, step: int, row: int, updates: EarlyUpdates, lr: float) -> Finding:
+    def _finding(self, run: RunLog, step: int, row: int, updates: EarlyUpdates, lr: float, beta2: float) -> Finding:
         limits = self.thresholds
         ratio, at = float(updates.largest[row]), int(updates.table.steps[row])
-        culprit = updates.culprit(row)
-        # A decision at this step must not know later ones, the harm excepted: it makes the finding worse, never new.
+        tensors = updates.order(row, limits.ratio)
+        # Of later steps only the harm is known here: it makes the finding worse, never new.
         harmed = _harm(run, limits.harm_within, limits.harm)
         severity = Severity.ERROR if harmed else Severity.WARNING if ratio > limits.harmful_ratio else Severity.INFO
         evidence = [
-            Evidence(metric="update_ratio", observed=ratio, expected=limits.ratio, step=at, tensor=culprit,
-                     note="limit"),
+            Evidence(metric="update_ratio", observed=ratio, expected=limits.ratio, step=at, tensor=tensors[0], note="limit"),
             Evidence(metric="lr", observed=lr, step=1, note="already the rate of the first step"),
         ]  # fmt: skip
         if harmed:
@@ -101,42 +103,45 @@ class MissingWarmup:
         return found(
             RULE,
             severity=severity,
-            message=f"no warmup: step {at} at rate {lr:.3g} changed {culprit} by {ratio:.2g} times its own size",
+            message=f"no warmup: step {at} at rate {lr:.3g} changed {tensors[0]} by {ratio:.2g} times its own size",
             first_step=step,
             last_step=min(int(run.steps[-1]), limits.early),
             event_step=harmed[0] if harmed else None,
             last_good_step=0,
-            state=State.ONGOING if len(run.steps) <= limits.early else State.RECOVERED,
-            tensors=updates.order(row, limits.ratio),
+            state=State.ONGOING if run.steps[-1] <= limits.early else State.RECOVERED,
+            tensors=tensors,
             evidence=tuple(evidence),
-            advice=self._advice(run, lr, ratio),
+            advice=_advice(planned_steps(run), beta2, lr, ratio),
         )
 
-    def _advice(self, run: RunLog, lr: float, ratio: float) -> str:
-        beta2 = float(np.nanmax(run.table("beta2").values[0]))
-        planned = planned_steps(run)
-        warmup = warmup_for(beta2, lr, ratio, planned)
-        if warmup.beta2 is None and warmup.full <= planned / 10:
-            return (
-                f"Start again with a linear warmup of {warmup.full} steps (2 / (1 - beta2) at beta2 {beta2:g}). "
-                f"If it must be shorter, lower the peak rate to {warmup.lr:.2g}."
-            )
-        shorter = f", or beta2 {warmup.beta2:.3g}, whose full warmup that is" if warmup.beta2 else ""
+
+def _advice(planned: int | None, beta2: float, lr: float, ratio: float) -> str:
+    warmup = warmup_for(beta2, lr, ratio, planned)
+    if warmup.steps == warmup.full:
+        where = "that is more than a tenth of the run" if planned is None else "it must be shorter"
         return (
-            f"Start again with a linear warmup of {warmup.steps} steps and a peak rate of {warmup.lr:.2g}. The full warmup for "
-            f"beta2 {beta2:g} would be {warmup.full} steps, more than a tenth of these {planned}; to keep the rate {lr:.3g}, use "
-            f"it in a longer run{shorter}."
+            f"Start again with a linear warmup of {warmup.full} steps (2 / (1 - beta2) at beta2 {beta2:g}). "
+            f"If {where}, lower the peak rate to {warmup.lr:.2g}."
         )
+    shorter = f", or beta2 {warmup.beta2:.3g}, whose full warmup that is" if warmup.beta2 else ""
+    return (
+        f"Start again with a linear warmup of {warmup.steps} steps and a peak rate of {warmup.lr:.2g}. The full warmup for "
+        f"beta2 {beta2:g} would be {warmup.full} steps, more than a tenth of these {planned}; to keep the rate {lr:.3g}, use "
+        f"it in a longer run{shorter}."
+    )
 
 
-def _harm(run: RunLog, within: int, factor: float) -> tuple[int, float, float] | None:
-    """(step, loss, first loss) of the worst loss near the start, where it is far above the first one."""
+def _harm(run: RunLog, within: int, factor: float) -> tuple[int, float, float | None] | None:
+    """(step, loss, first loss) of the worst loss near the start, where it is far above the first one or not finite."""
     if not run.has("loss"):
         return None
-    losses: Array = run.series("loss").values[run.steps <= within]
-    first = next((float(x) for x in losses if np.isfinite(x)), 0.0)
-    broken = np.flatnonzero(~np.isfinite(losses))
+    steps = run.steps[run.steps <= within]
+    losses, broken = run.series("loss").values[: len(steps)], np.flatnonzero(broken_losses(run)[: len(steps)])
+    finite = np.flatnonzero(np.isfinite(losses))
+    first = float(losses[finite[0]]) if len(finite) else None
     if len(broken):
-        return int(run.steps[broken[0]]), float(losses[broken[0]]), first
-    worst = int(np.argmax(losses))
-    return (int(run.steps[worst]), float(losses[worst]), first) if losses[worst] > factor * first > 0 else None
+        return int(steps[broken[0]]), float(losses[broken[0]]), first
+    if first is None or first <= 0:
+        return None
+    worst = int(finite[np.argmax(losses[finite])])
+    return (int(steps[worst]), float(losses[worst]), first) if losses[worst] > factor * first else None

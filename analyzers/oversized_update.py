@@ -13,12 +13,12 @@ References:         You et al. 2017, arXiv 1708.03888 (the ratio); Kosson et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from stabkit.analyzers.base import Rule, found
+from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.rates import rate_at
 from stabkit.analyzers.series import episodes, lasts
 from stabkit.analyzers.start import SAFE_RATIO, early_updates
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -35,7 +35,7 @@ RULE = Rule(
 
 
 @dataclass(frozen=True, kw_only=True)
-class OversizedUpdateThresholds:
+class OversizedUpdateThresholds(Thresholds):
     """When an update counts as too large."""
 
     ratio: float = 0.5
@@ -57,28 +57,25 @@ class OversizedUpdate:
         limits = self.thresholds
         updates = early_updates(run)
         steps = updates.table.steps
-        rates = dict(zip(run.steps.tolist(), np.nanmax(run.table("lr").values, axis=1).tolist(), strict=True))
-        with np.errstate(invalid="ignore"):
-            above = (updates.largest > limits.ratio) & (steps >= 1)
-        for first, last in episodes(above, limits.gap):
+        for first, last in episodes(updates.largest > limits.ratio, limits.gap, steps):
             ratio, step = float(updates.largest[first]), int(steps[first])
-            culprit = updates.culprit(first)
+            tensors, lr = updates.order(first, limits.ratio), rate_at(run, step)
             yield found(
                 RULE,
-                message=f"step {step} changed {culprit} by {ratio:.2g} times its own size",
+                message=f"step {step} changed {tensors[0]} by {ratio:.2g} times its own size",
                 first_step=step,
                 last_step=int(steps[last]),
                 last_good_step=step - 1,
                 state=State.ONGOING if lasts(last, len(steps)) else State.RECOVERED,
-                tensors=updates.order(first, limits.ratio),
+                tensors=tensors,
                 evidence=(
-                    Evidence(metric="update_ratio", observed=ratio, expected=limits.ratio, step=step, tensor=culprit),
-                    Evidence(metric="lr", observed=rates.get(step, np.nan), step=step),
+                    Evidence(metric="update_ratio", observed=ratio, expected=limits.ratio, step=step, tensor=tensors[0]),
+                    Evidence(metric="lr", observed=lr, step=step),
                 ),
-                advice=_advice(rates.get(step, np.nan), ratio, step),
+                advice=_advice(lr, ratio, step),
             )
 
 
 def _advice(lr: float, ratio: float, step: int) -> str:
-    safe = f"{lr * SAFE_RATIO / ratio:.2g}" if np.isfinite(lr) else "a tenth of the rate or less"
-    return f"Lower the rate at step {step} from {lr:.3g} to {safe}: there the update would be 5 % of the weights."
+    change = f"from {lr:.3g} to {lr * SAFE_RATIO / ratio:.2g}" if math.isfinite(lr) else f"by a factor of {ratio / SAFE_RATIO:.2g}"
+    return f"Lower the rate at step {step} {change}: there the update would be 5 % of the weights."

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from stabkit.metric import Array
 
-__all__ = ["TrailingLevel", "episodes", "lasts", "slope_of_log", "trailing_level"]
+__all__ = [
+    "MAD_TO_SIGMA",
+    "Flags",
+    "Indices",
+    "TrailingLevel",
+    "episodes",
+    "known_max",
+    "known_median",
+    "lasts",
+    "log_of",
+    "trailing_level",
+    "trailing_slopes",
+]
 
 Flags = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
+MOST_AT_ONCE = 512
 
 
+def log_of(values: Array) -> Array:
+    """Natural logarithm; NaN where a value is not positive or not finite."""
+    logs: Array = np.log(np.where((values > 0) & np.isfinite(values), values, np.nan))
+    return logs
+
+
+def known_max(values: Array, axis: int = 0) -> Array:
+    """Largest value along an axis, NaN left out; NaN where all are. `np.nanmax` would warn there."""
+    return np.asarray(np.fmax.reduce(values, axis=axis, initial=np.nan))
+
+
+def known_median(values: Array) -> Array:
+    """Median of each column [series] of [n, series], NaN left out; NaN where all are. `np.nanmedian` would warn there."""
+    known = ~np.isnan(values).all(axis=0)
+    medians = np.full(values.shape[1], np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):
+        medians[known] = np.nanmedian(values[:, known], axis=0) if known.any() else np.nan
+    return medians
+
+
+@dataclass(frozen=True)
 class TrailingLevel:
     """The recent level of a series and how far each value stands above it, outliers kept out of the baseline.
 
     Attributes:
         level: [n] median of the most recent third of the baseline, NaN before `least` values.
-        score: [n] robust z-score: (value - level) / (spread + floor), the spread being that around the baseline's own trend.
+        score: [n] robust z-score: (value - level) / (spread + floor), the spread being that around the baseline's own trend;
+            NaN where both are 0: without any noise there is nothing to measure against.
     """
 
-    def __init__(self, level: Array, score: Array) -> None:
-        self.level, self.score = level, score
+    level: Array
+    score: Array
 
 
 def trailing_level(
@@ -41,44 +80,92 @@ def trailing_level(
         least: How many past values are needed before a score is given.
         patience: After how many outliers in a row they are believed.
     """
-    n = len(values)
-    level, score = np.full(n, np.nan), np.full(n, np.nan)
-    base: list[float] = []
-    outliers: list[float] = []
-    for i in range(n):
-        x = values[i]
-        if not np.isfinite(x):
-            continue
-        if len(base) >= least:
-            level[i], spread = _level_and_spread(np.asarray(base[-window:]))
-            score[i] = (x - level[i]) / (spread + floor)
-            if score[i] > limit:
-                outliers.append(x)
-                if len(outliers) >= patience:
-                    base, outliers = outliers, []
-                continue
-        outliers = []
-        base.append(x)
-        if len(base) > 4 * window:
-            del base[: -2 * window]
+    level, score = np.full(len(values), np.nan), np.full(len(values), np.nan)
+    where = np.flatnonzero(np.isfinite(values))
+    x = values[where]
+    base, i, ahead = x[:least][-window:], least, 1
+    while i < len(x):
+        # Take the next few values to be no outliers, which fixes the baseline of each, and believe it up to the first that is.
+        block = x[i : i + ahead] if len(base) == window else x[i : i + 1]
+        levels, spreads = _level_and_spread(sliding_window_view(np.concatenate([base, block[:-1]]), len(base)))
+        scores = _score(block, levels, spreads + floor)
+        outliers = np.flatnonzero(scores > limit)
+        usual = int(outliers[0]) if len(outliers) else len(block)
+        level[where[i : i + usual]], score[where[i : i + usual]] = levels[:usual], scores[:usual]
+        base = np.concatenate([base, block[:usual]])[-window:]
+        i, ahead = i + usual, min(2 * ahead, MOST_AT_ONCE)
+        if len(outliers):
+            # As long as outliers follow each other the baseline stands still.
+            run = x[i : i + patience]
+            scores = _score(run, levels[usual], spreads[usual] + floor)
+            inside = np.flatnonzero(~(scores > limit))
+            count = int(inside[0]) if len(inside) else len(run)
+            level[where[i : i + count]], score[where[i : i + count]] = levels[usual], scores[:count]
+            base = run[-window:] if count == patience else base
+            i, ahead = i + count, 8
     return TrailingLevel(level, score)
 
 
-def _level_and_spread(recent: Array) -> tuple[float, float]:
-    """Median of the last third, and 1.4826 MAD around Tukey's resistant line: a steep descent is a trend, not noise."""
-    n = len(recent)
+def _level_and_spread(recent: Array) -> tuple[Array, Array]:
+    """Of each row of [m, n]: median of the last third, and 1.4826 MAD around Tukey's resistant line.
+
+    A steep descent is a trend, not noise.
+    """
+    n = recent.shape[1]
     third = max(1, n // 3)
-    left, right = float(np.median(recent[:third])), float(np.median(recent[-third:]))
-    slope = (right - left) / max(1, n - third)
-    residual = recent - slope * np.arange(n)
-    return right, float(MAD_TO_SIGMA * np.median(np.abs(residual - np.median(residual))))
+    with np.errstate(over="ignore", invalid="ignore"):
+        left, right = np.median(recent[:, :third], axis=1), np.median(recent[:, -third:], axis=1)
+        slope = (right - left) / max(1, n - third)
+        residual = recent - slope[:, None] * np.arange(n)
+        spread = MAD_TO_SIGMA * np.median(np.abs(residual - np.median(residual, axis=1)[:, None]), axis=1)
+    return right, spread
 
 
-def episodes(flags: Flags, gap: int = 0) -> list[tuple[int, int]]:
-    """(first, last) index of each run of True; runs at most `gap` entries apart count as one."""
+def _score(values: Array, level: Array, scale: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray((values - level) / np.where(scale > 0, scale, np.nan))
+
+
+def trailing_slopes(logs: Array, steps: Array, begin: Indices, end: Indices) -> Array:
+    """Least-squares slopes against `steps` over the rows begin..end, both included, of each pair.
+
+    Args:
+        logs: [n, series].
+        steps: [n].
+        begin: [m] first rows.
+        end: [m] last rows.
+
+    Returns:
+        [m, series], per step; NaN where a window holds a NaN or a single row.
+    """
+    shape = (len(end), logs.shape[1])
+    sum_x, sum_xx, sum_y, sum_xy = np.zeros(len(end)), np.zeros(len(end)), np.zeros(shape), np.zeros(shape)
+    longest = int((end - begin).max(initial=-1)) + 1
+    for back in range(longest):
+        rows = np.maximum(end - back, begin)
+        inside = end - back >= begin
+        x = np.where(inside, steps[rows] - steps[end], 0.0)  # from the window's own end: large step numbers cost no digits
+        y = np.where(inside[:, None], logs[rows], 0.0)
+        sum_x, sum_xx, sum_y, sum_xy = sum_x + x, sum_xx + x * x, sum_y + y, sum_xy + x[:, None] * y
+    count = (end - begin + 1).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes: Array = (sum_xy - (sum_x / count)[:, None] * sum_y) / (sum_xx - sum_x**2 / count)[:, None]
+    return slopes
+
+
+def episodes(flags: Flags, gap: int = 0, steps: Indices | None = None) -> list[tuple[int, int]]:
+    """(first, last) index of each run of True; runs with at most `gap` steps between them count as one.
+
+    Args:
+        flags: [n].
+        gap: Steps.
+        steps: [n] their step numbers, where they are not consecutive.
+    """
     found: list[tuple[int, int]] = []
     for i in np.flatnonzero(flags).tolist():
-        if found and i - found[-1][1] - 1 <= gap:
+        before = found[-1][1] if found else i
+        between = i - before - 1 if steps is None else int(steps[i] - steps[before]) - 1
+        if found and (i == before + 1 or between <= gap):
             found[-1] = (found[-1][0], i)
         else:
             found.append((i, i))
@@ -88,21 +175,3 @@ def episodes(flags: Flags, gap: int = 0) -> list[tuple[int, int]]:
 def lasts(last: int, count: int, recent: int = 3) -> bool:
     """Whether an episode that ended at index `last` of `count` is still on: it reaches into the last few entries."""
     return last >= count - recent
-
-
-def slope_of_log(values: Array, steps: Array) -> Array:
-    """Least-squares slope of log(values) against steps.
-
-    Args:
-        values: [n, series], positive.
-        steps: [n].
-
-    Returns:
-        [series], per step; NaN where a value is not positive or not finite.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(values)
-    logs = np.where(np.isfinite(logs), logs, np.nan)
-    x = steps - steps.mean()
-    slopes: Array = (x[:, None] * (logs - logs.mean(axis=0))).sum(axis=0) / np.square(x).sum()
-    return slopes

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stabkit.analyzers.series import known_max
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Table
 
-__all__ = ["EarlyUpdates", "Warmup", "early_updates", "planned_steps", "warmup_for"]
+__all__ = ["SAFE_RATIO", "EarlyUpdates", "Warmup", "early_updates", "planned_steps", "warmup_for"]
 
 SMALLEST_RMS = 1e-3
 """A matrix that starts below this (a zero-initialised projection) has no size that an update could be too large for."""
@@ -26,32 +27,34 @@ class EarlyUpdates:
     table: Table
     largest: Array
 
-    def culprit(self, row: int) -> str:
-        """The matrix with the largest ratio in a row."""
-        return self.table.tensors[int(np.nanargmax(self.table.values[row]))]
-
     def order(self, row: int, limit: float) -> tuple[str, ...]:
         """The matrices above a limit in a row, the largest first."""
         values = self.table.values[row]
-        above = [i for i in np.argsort(-np.nan_to_num(values, nan=-1.0)).tolist() if values[i] > limit]
+        above = [i for i in np.argsort(-np.nan_to_num(values, nan=-1.0), kind="stable").tolist() if values[i] > limit]
         return tuple(self.table.tensors[i] for i in above)
 
 
 def early_updates(run: RunLog) -> EarlyUpdates:
-    """Update-to-weight ratios [steps, tensors] of matrices and embeddings whose weights are not (almost) zero at the start."""
+    """Update-to-weight ratios [steps from 1, tensors] of matrices and embeddings whose weights are not (almost) zero at the start.
+
+    Causal all the same: a tensor has no ratio before its first weight norm.
+    """
     table, weights = run.table("update_ratio"), run.table("weight_norm").values
     numel = np.array([max(t.numel, 1) for t in run.tensors])
-    first = np.array([next((w for w in column if np.isfinite(w)), 0.0) for column in weights.T])
-    judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors]) & (first / np.sqrt(numel) >= SMALLEST_RMS)
-    values = np.where(judged[None, :], table.values, np.nan)
-    largest = np.max(np.where(np.isfinite(values), values, -np.inf), axis=1, initial=-np.inf)
-    return EarlyUpdates(Table(table.metric, "", table.steps, table.tensors, values), np.where(largest < 0, np.nan, largest))
+    known = np.isfinite(weights)
+    first = np.where(known.any(axis=0), weights[known.argmax(axis=0), np.arange(len(run.tensors))], 0.0)
+    judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors], dtype=bool)
+    judged &= first / np.sqrt(numel) >= SMALLEST_RMS
+    rows = table.steps >= 1
+    values = np.where(judged & np.isfinite(table.values), table.values, np.nan)[rows]
+    kept = Table(table.metric, table.unit, table.steps[rows], table.tensors, values, table.basis)
+    return EarlyUpdates(kept, known_max(values, axis=1))
 
 
-def planned_steps(run: RunLog) -> int:
-    """How many steps the run is meant to have: as the user said, else as far as the log goes."""
+def planned_steps(run: RunLog) -> int | None:
+    """How many steps the run is meant to have, where the user said."""
     planned = run.facts.get("total_steps")
-    return int(planned) if isinstance(planned, (int, float)) and planned else int(run.steps[-1])
+    return int(planned) if isinstance(planned, (int, float)) and planned > 0 else None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Warmup:
     Attributes:
         full: 2 / (1 - beta2) steps: when the second moment's estimate is as good as it gets [arXiv 1910.04209].
         steps: The warmup to use: `full`, or a tenth of the run where that is less.
-        beta2: The beta2 whose full warmup is `steps`; None where `full` fits.
+        beta2: The beta2 whose full warmup is `steps`; None where `full` fits, or where it would be below 0.9.
         lr: The peak rate at which the first update would be SAFE_RATIO of the weights.
     """
 
@@ -71,11 +74,11 @@ class Warmup:
     lr: float
 
 
-def warmup_for(beta2: float, lr: float, ratio: float, planned: int) -> Warmup:
-    """The warmup for a run of `planned` steps whose early update-to-weight ratio was `ratio` at rate `lr`."""
+def warmup_for(beta2: float, lr: float, ratio: float, planned: int | None) -> Warmup:
+    """The warmup for a run of `planned` steps (None: unknown) whose early update-to-weight ratio was `ratio` at rate `lr`."""
     full = round(2 / (1 - beta2))
     safe = lr * min(1.0, SAFE_RATIO / ratio)
-    if full <= planned / 10:
+    if planned is None or full <= planned / 10:
         return Warmup(full, full, None, safe)
-    steps = max(1, math.ceil(planned / 10))
+    steps = math.ceil(planned / 10)
     return Warmup(full, steps, 1 - 2 / steps if steps >= 20 else None, safe)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-
 from stabkit.analyzers.base import Rule, found
 from stabkit.analyzers.series import episodes
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -34,7 +33,6 @@ class ZeroRateStep:
         zero = (run.table("lr").values == 0).all(axis=1)
         for first, last in episodes(zero):
             begin, end, count = int(run.steps[first]), int(run.steps[last]), last - first + 1
-            at_start = begin == 1
             yield found(
                 RULE,
                 message=f"step {begin} changed nothing: its rate is 0" if count == 1
@@ -43,8 +41,9 @@ class ZeroRateStep:
                 last_step=end,
                 state=State.ONGOING if last == len(zero) - 1 else State.RECOVERED,
                 evidence=(Evidence(metric="lr", observed=0.0, step=begin),),
-                advice="Count the warmup from 1, as in (step + 1) / warmup, so that the first batch is not wasted." if at_start
-                else "If this is the end of the schedule, end it one step later or at a small rate; if not, look at the schedule.",
+                advice=f"Count the warmup from 1, as in (step + 1) / warmup, so that {'the first batch is' if count == 1 else f'{count} batches are'} not wasted."
+                if begin == 1
+                else f"If the schedule ends here, end it one step later or at a small rate; if not, look at the schedule at step {begin}.",
             )  # fmt: skip
 
 

@@ -158,13 +158,20 @@ def info(path: str, attempt: int | None) -> None:
 
 @commands.command()
 @click.option("--directory", type=Path, default="runs/demo", show_default=True, help="Where to record.")
-@click.option("--quick", is_flag=True, help="A smaller model and fewer steps.")
+@click.option("--steps", type=click.IntRange(30), default=200, show_default=True, help="Steps of each run.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of initialisation and data order.")
-def demo(directory: Path, quick: bool, seed: int) -> None:
-    """Train a small model with and without a fault, and judge both."""
+def demo(directory: Path, steps: int, seed: int) -> None:
+    """Train a small real model with and without a warmup, and judge both."""
+    from stabkit.analyzers import ANALYZERS
     from stabkit.demo import demo as train
+    from stabkit.report.text import report
 
-    click.get_current_context().exit(train(directory, seed))
+    for path in train(directory, seed, steps, click.echo):
+        click.echo()
+        run, _ = _judge(str(path), None, ANALYZERS)
+        if isinstance(run, Diagnosis):
+            report(run, _console(), 0)
+    click.echo(f"\nLook at both: tensorboard --logdir {directory}\nJudge again:  stabkit analyze {directory}/*")
 
 
 def _console() -> Console:

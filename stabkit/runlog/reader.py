@@ -56,7 +56,7 @@ def _load(root: Path, name: str, attempt: int | None) -> RunLog:
     recorded = [_Recorded(directory, index, manifest) for index in range(_optimizers(directory, manifest))]
     for one in recorded:
         notes.extend(one.notes)
-    attempts = 1 + max((one.last_attempt for one in recorded), default=0)
+    attempts = 1 + max([0, *(one.last_attempt for one in recorded)])
     chosen = attempts - 1 if attempt is None else attempt
     if not 0 <= chosen < attempts:
         raise UsageError(f"{name} has attempts 0 to {attempts - 1}; there is no attempt {attempt}")

@@ -1,8 +1,8 @@
 """How each recorded run was trained, and what the rules must find in it.
 
-Every run is a real training of a small byte-level GPT on the standard library's source, recorded through `stabkit.watch`. A sick
-run differs from its healthy twin in one thing. `expect` maps a rule's code to the (earliest, latest) step at which it must fire
-and the tensor it must name first (None: any); `silent` lists rules that must not fire at warning or above.
+Every run is a real training of a small byte-level GPT on the standard library's source, recorded through `stabkit.watch`. A
+sick run differs from its healthy twin in one thing. `expect` maps a rule's code to the (earliest, latest) step at which it must
+fire and the tensor it must name first (None: any).
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Case:
         loss_factor: What the loss of a step is multiplied by.
         data: "text", or "noise" for random bytes, of a step.
         decay: Weight decay of the tensor named, where it is not 0.1.
+        root_of_zero: (step, tensor): the loss of that step gets sqrt(0) of the tensor added: finite, its gradient 0 / 0.
         expect: Findings that must be there.
+        twin: The healthy run in which the rules of `expect` must be clear.
         clean: Whether nothing of warning or above may be found.
     """
 
@@ -49,7 +51,9 @@ class Case:
     loss_factor: Callable[[int], float] = lambda step: 1.0
     data: Callable[[int], str] = lambda step: "text"
     decay: dict[str, float] = field(default_factory=dict)
+    root_of_zero: tuple[int, str] = (0, "")
     expect: dict[str, Expectation] = field(default_factory=dict)
+    twin: str = "healthy"
     clean: bool = False
 
 
@@ -63,24 +67,71 @@ def warmed(peak: float, steps: int = 20) -> Callable[[int], float]:
     return lambda step: peak * min(1.0, step / steps)
 
 
+def jump(factor: float, at: int) -> Callable[[int], float]:
+    """A warmup to 1e-3, then a rate `factor` times as high from a step on."""
+    return lambda step: warmed(1e-3)(step) * (factor if step >= at else 1)
+
+
+def once(value: float, at: int) -> Callable[[int], float]:
+    """A value at one step, 1 at all others."""
+    return lambda step: value if step == at else 1.0
+
+
 CASES: dict[str, Case] = {
     "healthy": Case(steps=250, clean=True),
     "healthy_unclipped": Case(clip=None, clean=True),
-    "no_warmup": Case(steps=80, lr=constant(3e-2), start_lr=3e-2, expect={"SK101": (2, 10, None)}),
+    "healthy_short_memory": Case(steps=220, clip=None, beta2=0.99, clean=True),
+    "healthy_high_rate": Case(steps=300, lr=warmed(5e-3, 40), beta2=0.95, clean=True),
+    "warmed_up": Case(steps=80, lr=warmed(5e-3), start_lr=5e-3, clean=True),
     "no_warmup_low_rate": Case(steps=80, lr=constant(1e-3), clean=True),
-    "rate_jump": Case(lr=lambda step: 1e-3 * min(1.0, step / 20) * (100 if step >= 60 else 1), expect={"SK102": (60, 62, None)}),
-    "late_scheduler": Case(steps=80, late=True, start_lr=5e-3, lr=warmed(5e-3), expect={"SK103": (3, 3, None)}),
-    "zero_first_rate": Case(steps=80, lr=lambda step: 1e-3 * min(1.0, (step - 1) / 20), clean=True, expect={"SK104": (1, 1, None)}),
-    "bad_batches": Case(clip=None, data=lambda step: "noise" if step in (120, 121) else "text", expect={"SK201": (120, 121, None)}),
-    "diverging": Case(
-        steps=200, lr=lambda step: 1e-3 * min(1.0, step / 20) * (500 if step >= 100 else 1), clip=None, expect={"SK102": (100, 102, None)}
+    "no_warmup": Case(
+        steps=80, lr=constant(3e-2), start_lr=3e-2, twin="no_warmup_low_rate",
+        expect={"SK101": (2, 10, "blocks.0.proj.weight")},
     ),
-    "gradient_spike": Case(clip=None, loss_factor=lambda step: 200.0 if step == 120 else 1.0, expect={"SK203": (120, 120, None)}),
-    "gradient_spike_clipped": Case(loss_factor=lambda step: 200.0 if step == 120 else 1.0, expect={"SK203": (120, 120, None)}),
-    "shifted_data": Case(steps=220, clip=None, beta2=0.99, data=lambda step: "noise" if step >= 160 else "text", expect={"SK204": (160, 168, None)}),
-    "zero_division": Case(steps=120, loss_factor=lambda step: math.nan if step == 90 else 1.0, expect={"SK301": (90, 90, None)}),
+    "late_scheduler": Case(
+        steps=80, late=True, start_lr=5e-3, lr=warmed(5e-3), twin="warmed_up", expect={"SK103": (3, 3, None)}
+    ),
+    "zero_first_rate": Case(
+        steps=80, lr=lambda step: 1e-3 * min(1.0, (step - 1) / 20), clean=True, expect={"SK104": (1, 1, None)}
+    ),
+    "rate_jump": Case(lr=jump(100, 60), expect={"SK102": (60, 62, None)}),
+    "passing_divergence": Case(
+        steps=200, lr=jump(500, 100), clip=None, twin="healthy_unclipped",
+        expect={"SK102": (100, 102, None), "SK202": (120, 160, None)},
+    ),
+    "diverging": Case(
+        steps=200, lr=jump(5000, 100), clip=None, twin="healthy_unclipped",
+        expect={"SK102": (100, 102, None), "SK202": (120, 160, None)},
+    ),
+    "bad_batches": Case(
+        clip=None, data=lambda step: "noise" if step in (120, 121) else "text", twin="healthy_unclipped",
+        expect={"SK201": (120, 121, None)},
+    ),
+    "gradient_spike": Case(
+        clip=None, loss_factor=once(200.0, 120), twin="healthy_unclipped", expect={"SK203": (120, 120, None)}
+    ),
+    "gradient_spike_clipped": Case(loss_factor=once(200.0, 120), expect={"SK203": (120, 120, None)}),
+    "spontaneous_spike": Case(
+        steps=100, lr=warmed(1e-2, 40), beta2=0.95, expect={"SK203": (30, 33, None), "SK201": (30, 33, None)}
+    ),
+    "shifted_data": Case(
+        steps=220, clip=None, beta2=0.99, data=lambda step: "noise" if step >= 160 else "text", twin="healthy_short_memory",
+        expect={"SK204": (160, 168, None), "SK202": (180, 210, None)},
+    ),
+    "zero_division": Case(steps=120, loss_factor=once(math.nan, 90), expect={"SK301": (90, 90, None)}),
+    "root_of_zero": Case(
+        steps=120, clip=None, root_of_zero=(90, "blocks.1.fc1.weight"), twin="healthy_unclipped",
+        expect={"SK301": (90, 90, "blocks.1.fc1.weight")},
+    ),
+    "root_of_zero_clipped": Case(
+        steps=120, root_of_zero=(90, "blocks.1.fc1.weight"), expect={"SK301": (90, 90, None)}
+    ),
     "growing_weights": Case(
         steps=200, decay={"blocks.1.fc2.weight": -40.0}, expect={"SK302": (100, 130, "blocks.1.fc2.weight")}
+    ),
+    "growing_until_nan": Case(
+        steps=160, decay={"blocks.1.fc2.weight": -400.0},
+        expect={"SK302": (100, 130, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
     ),
 }  # fmt: skip
 
@@ -110,6 +161,9 @@ def run_case(case: Case, logdir: Path) -> stabkit.RunLog:
             if case.data(step) == "noise":
                 inputs, targets = (torch.randint(256, inputs.shape, generator=noise) for _ in range(2))
             loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) * case.loss_factor(step)
+            if step == case.root_of_zero[0]:
+                weight = named[case.root_of_zero[1]]
+                loss = loss + torch.sqrt((weight - weight.detach()).square().sum())
             optimizer.zero_grad()
             loss.backward()
             if case.clip:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from runlog_records import layout_of, record
+
 from stabkit.runlog import RunWriter
 
 

@@ -39,7 +39,6 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None 
 @contextmanager
 def small_segments(steps: int) -> Iterator[None]:
     """Make `stabkit.watch` write segments of so many steps."""
-    import stabkit.watch
 
     module = sys.modules["stabkit.watch"]
     module.RunWriter = functools.partial(RunWriter, segment_steps=steps)  # type: ignore[attr-defined]

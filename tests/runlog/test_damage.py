@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runlog_training import make, small_segments, step
 
 import stabkit
-from runlog_training import make, small_segments, step
 from stabkit.runlog import RunLog
 from stabkit.runlog.format import HEADER_BYTES
 

@@ -25,7 +25,7 @@ def test_a_header_has_one_size_and_tells_what_it_was_made_of(dtype: np.dtype, cl
 
 def test_every_flipped_bit_of_a_header_is_seen() -> None:
     header = npy_header(tensor_dtype(52), 4096, True)
-    for at in range(0, HEADER_BYTES):
+    for at in range(HEADER_BYTES):
         for bit in range(8):
             flipped = bytearray(header)
             flipped[at] ^= 1 << bit

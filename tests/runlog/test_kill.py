@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import stabkit
 from runlog_records import layout_of, record
 from runlog_training import train_and_tell
+
+import stabkit
 from stabkit.runlog import RunLog, RunWriter
 
 
@@ -65,7 +65,6 @@ def test_killed_again_and_again_in_one_directory(processes: Any, tmp_path: Path)
         check(run, finished)
 
 
-@pytest.mark.slow
 def test_kill_storm_at_segment_roll_over(processes: Any, tmp_path: Path) -> None:
     for seed in range(60):
         chance = random.Random(seed)
