@@ -17,13 +17,15 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "SK203": frozenset({"SK201", "SK204"}),
     "SK204": frozenset({"SK201", "SK203"}),
     "SK201": frozenset({"SK203", "SK204"}),
+    "SK202": frozenset({"SK201"}),
 }
 """What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""
 
+ROOTS = ("SK101", "SK103", "SK102", "SK302")
+"""Causes that stand before the others: they say why, the others what."""
+
 WITHIN = 50
 """Steps after the end of a cause within which what it explains can begin."""
-LEAD = 3
-"""Steps by which a consequence may be decided before its cause: rules differ in how soon they can tell."""
 
 
 def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
@@ -34,7 +36,8 @@ def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
     outcomes = tuple(outcomes)
     rank = {code: i for i, code in enumerate(EXPLAINS)}
     everything = [finding for outcome in outcomes for finding in outcome.findings]
-    causes = sorted((f for f in everything if f.rule in EXPLAINS), key=lambda f: (rank[f.rule] > 3, f.first_step, rank[f.rule]))
+    known = (finding for finding in everything if finding.rule in EXPLAINS)
+    causes = sorted(known, key=lambda f: (f.rule not in ROOTS, f.first_step, rank[f.rule]))
     inside: dict[int, list[Finding]] = {}
     taken: dict[int, Finding] = {}
     for cause in causes:
@@ -48,10 +51,16 @@ def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
 
 
 def _follows(other: Finding, cause: Finding) -> bool:
+    """Whether it can follow and began after the cause did, which is not when the cause could first be told."""
     if other.rule not in EXPLAINS[cause.rule]:
         return False
-    began = min(other.first_step, other.event_step or other.first_step)
-    return cause.first_step - LEAD <= began <= cause.last_step + WITHIN
+    good = cause.first_step - 1 if cause.last_good_step is None else cause.last_good_step
+    return good < began(other) <= cause.last_step + WITHIN
+
+
+def began(finding: Finding) -> int:
+    """The step at which the trouble was first seen, known afterwards."""
+    return finding.first_step if finding.event_step is None else min(finding.first_step, finding.event_step)
 
 
 def _without(outcome: Outcome, inside: dict[int, list[Finding]], taken: dict[int, Finding]) -> Outcome:

@@ -1,33 +1,37 @@
 """SK302 growth-towards-overflow.
 
 What it reports:    A tensor whose weights grow by a steady factor every step, unlike its past and unlike its peers.
-Why it matters:     Growth by a factor is patient and then sudden: the loss shows nothing until products of such weights leave the range
-                    of the number format, and then everything is NaN at once. By then the checkpoints hold it too.
-How it decides:     Slope of log(weight norm) over the last 50 steps, none of them among the first 50, where every matrix grows, nor in a
-                    rise of the rate. Growth by at least a factor 2 over them; not slowing (the
-                    later half at least 0.8 times as steep as the earlier, where ordinary early growth slows as 1/t); at least 5
-                    times the median slope of all matrices; and that for 10 steps in a row. The onset is the first step from which the slope over 25
-                    steps stayed above half of the one reported. Steps left: log(largest finite number / largest weight) / slope,
-                    65504 for float16, 3.4e38 for bfloat16 and float32. Activations are products of weights and get there earlier.
+Why it matters:     Growth by a factor is patient and then sudden: the loss shows nothing until products of such weights leave
+                    the range of the number format, and then everything is NaN at once. By then the checkpoints hold it too.
+How it decides:     Slope of log(weight norm) over the last 50 steps: none of them among the first 50, where every matrix grows,
+                    nor in a rise of the rate, and at least 10 records over 40 steps. Growth by at least a factor 2 over them;
+                    not slowing (the later half at least 0.8 times as steep as the earlier, where ordinary early growth slows as
+                    1/t); at least 5 times the median slope of all matrices (where there are 3); and that for 10 steps in a row.
+                    The onset is the first step from which the slope over 25 steps stayed above half of the one reported.
+                    Steps left: log(largest finite number / largest weight) / slope, 65504 for float16, 3.4e38 for bfloat16 and
+                    float32. That is the most there can be: squares and products of weights get there earlier.
 Known false alarms: A scale-free matrix (before a normalisation) may grow without harm for a long time.
-What to try:        Weight decay on that tensor; check the sign of the decay and what pushes it; QK-norm for attention projections.
-References:         Opposite-sign pushes and doubling times: Zhang et al. 2022 (OPT, arXiv 2205.01068) saw norms drift before
-                    divergence; Wortsman et al. 2023, arXiv 2309.14322 on logit growth.
+What to try:        Weight decay on that tensor, of slope / rate; check the sign of the decay and what pushes it; QK-norm for
+                    attention projections.
+References:         Zhang et al. 2022 (OPT, arXiv 2205.01068) saw norms drift before divergence; Wortsman et al. 2023,
+                    arXiv 2309.14322 on logit growth. The limits come from how slopes of norms behave: 1/t where updates are of
+                    constant size, constant where growth feeds itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stabkit.analyzers.base import Rule, found
-from stabkit.analyzers.series import episodes, slope_of_log
+from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.rates import highest_rates, rate_at, rows_of
+from stabkit.analyzers.series import Flags, Indices, episodes, known_median, log_of, trailing_slopes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
-from stabkit.runlog import RunLog, Table
+from stabkit.runlog import RunLog
 
 __all__ = ["RULE", "GrowthTowardsOverflow", "GrowthTowardsOverflowThresholds"]
 
@@ -36,15 +40,17 @@ RULE = Rule(
     name="growth-towards-overflow",
     severity=Severity.WARNING,
     requires=(("weight_norm", "tensor"), ("weight_absmax", "tensor")),
-    min_steps=110,
+    min_steps=109,
 )
 
-LARGEST = {"float16": 65504.0}
+LARGEST = {"float16": 65504.0, "float64": 1.797e308}
 LARGEST_ELSE = 3.4e38
+LEAST_RECORDS = 10
+ONSET_SPAN = 25
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowthTowardsOverflowThresholds:
+class GrowthTowardsOverflowThresholds(Thresholds):
     """When growth is not learning any more."""
 
     window: int = 50
@@ -61,6 +67,25 @@ class GrowthTowardsOverflowThresholds:
     """Steps in a row for which all that holds."""
 
 
+@dataclass(frozen=True)
+class _Growth:
+    """What is known of the tensors that can be judged.
+
+    Attributes:
+        steps: [n].
+        names: Of the tensors.
+        logs: [n, tensors], of the weight norm.
+        slopes: [n, tensors], over the window that ends at a row; NaN where it cannot be told.
+        growing: [n, tensors].
+    """
+
+    steps: Indices
+    names: tuple[str, ...]
+    logs: Array
+    slopes: Array
+    growing: Flags
+
+
 class GrowthTowardsOverflow:
     """See the module's docstring."""
 
@@ -71,115 +96,105 @@ class GrowthTowardsOverflow:
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding for the tensor that began first; others that grow likewise are named behind it."""
-        limits = self.thresholds
-        table = run.table("weight_norm")
-        table = Table(table.metric, "", table.steps[table.steps >= 1], table.tensors, table.values[table.steps >= 1])
-        judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors])
-        slopes, growing = self._growing(table, judged)
-        growing &= ~_rate_rose(run, table.steps, limits.window)[:, None]
-        firsts = {}
-        for i in np.flatnonzero(growing.any(axis=0)).tolist():
-            long_enough = [(a, b) for a, b in episodes(growing[:, i]) if b - a + 1 >= limits.lasting]
-            if long_enough:
-                firsts[i] = long_enough[0][0] + limits.lasting - 1
-        if not firsts:
-            return
-        row = min(firsts.values())
-        together = sorted((i for i, at in firsts.items() if at <= row), key=lambda i: -slopes[row, i])
-        yield self._finding(run, table, slopes, growing, row, together)
+        growth = self._growth(run)
+        if not np.isfinite(growth.slopes).any():
+            raise NotApplicable(f"no {self.thresholds.window} steps after the start hold {LEAST_RECORDS} finite records of a matrix")
+        firsts = {i: row for i in range(len(growth.names)) if (row := self._fires(run, growth, i)) is not None}
+        if firsts:
+            row = min(firsts.values())
+            together = sorted((i for i, at in firsts.items() if at == row), key=lambda i: -growth.slopes[row, i])
+            yield self._finding(run, growth, row, together)
 
-    def _growing(self, table: Table, judged: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-        """(slopes, flags), both [steps, tensors], over the window that ends at each step."""
-        limits = self.thresholds
-        steps, values = table.steps.astype(np.float64), table.values
-        slopes, flags = np.full(values.shape, np.nan), np.zeros(values.shape, dtype=bool)
-        for i in range(len(steps)):
-            begin = int(np.searchsorted(steps, steps[i] - limits.window + 1))
-            if i - begin < 9 or steps[i] < limits.early + limits.window:
-                continue
-            middle = (begin + i) // 2
-            slopes[i] = slope_of_log(values[begin : i + 1], steps[begin : i + 1])
-            earlier = slope_of_log(values[begin : middle + 1], steps[begin : middle + 1])
-            later = slope_of_log(values[middle : i + 1], steps[middle : i + 1])
-            peers = np.nanmedian(np.where(judged, slopes[i], np.nan)) if np.isfinite(slopes[i][judged]).any() else 0.0
-            with np.errstate(invalid="ignore"):
-                flags[i] = (
-                    judged
-                    & (slopes[i] * limits.window > np.log(limits.growth))
-                    & (later > limits.steady * earlier)
-                    & (earlier > 0)
-                    & ((slopes[i] > limits.over_peers * peers) | (judged.sum() < 3))
-                )
-        return slopes, flags
+    def _growth(self, run: RunLog) -> _Growth:
+        limits, table = self.thresholds, run.table("weight_norm")
+        columns = [i for i, t in enumerate(run.tensors) if t.role in ("matrix", "embedding")]
+        rows = table.steps >= 1
+        steps, logs = table.steps[rows], log_of(table.values[rows][:, columns])
+        slopes, growing = np.full(logs.shape, np.nan), np.zeros(logs.shape, dtype=bool)
+        x, ends = steps.astype(np.float64), np.arange(len(steps))
+        begins = np.searchsorted(steps, steps - limits.window + 1)
+        full = (ends - begins + 1 >= LEAST_RECORDS) & (steps - steps[begins] + 1 >= 0.8 * limits.window)
+        ends = ends[full & (steps >= limits.early + limits.window)]
+        slopes[ends] = trailing_slopes(logs, x, begins[ends], ends)
+        ends = ends[(slopes[ends] * limits.window > np.log(limits.growth)).any(axis=1)]  # of few rows the rest need be known
+        middles = (begins[ends] + ends) // 2
+        earlier, later = trailing_slopes(logs, x, begins[ends], middles), trailing_slopes(logs, x, middles, ends)
+        peers = known_median(slopes[ends].T)[:, None] if len(columns) >= 3 else -np.inf
+        growing[ends] = (
+            (slopes[ends] * limits.window > np.log(limits.growth))
+            & (later > limits.steady * earlier)
+            & (earlier > 0)
+            & (slopes[ends] > limits.over_peers * peers)
+        )
+        growing &= ~_rate_rose(run, steps, limits.window)[:, None]
+        return _Growth(steps, tuple(table.tensors[i] for i in columns), logs, slopes, growing)
 
-    def _finding(
-        self, run: RunLog, table: Table, slopes: Array, growing: NDArray[np.bool_], row: int, together: list[int]
-    ) -> Finding:
-        i = together[0]
-        name, step, slope = table.tensors[i], int(table.steps[row]), float(slopes[row, i])
-        sizes = run.table("weight_absmax")
-        size = float(sizes.values[np.searchsorted(sizes.steps, step), i])
-        limit = _largest(run)
-        left = int(np.log(limit / size) / slope) if size < limit else 0
-        onset = _onset(table, i, row, slope)
-        last = row + int(np.argmin(np.append(growing[row:, i], False))) - 1
-        peers = np.nanmedian(slopes[row])
+    def _fires(self, run: RunLog, growth: _Growth, i: int) -> int | None:
+        """The first row at which a tensor has grown for long enough."""
+        may = rows_of(run, growth.steps) >= RULE.min_steps - 1
+        for first, last in episodes(growth.growing[:, i]):
+            lasted = growth.steps[first : last + 1] - growth.steps[first] + 1
+            rows = np.flatnonzero((lasted >= self.thresholds.lasting) & may[first : last + 1])
+            if len(rows):
+                return first + int(rows[0])
+        return None
+
+    def _finding(self, run: RunLog, growth: _Growth, row: int, together: list[int]) -> Finding:
+        i, step = together[0], int(growth.steps[row])
+        name, slope = growth.names[i], float(growth.slopes[row, i])
+        size, limit, onset = _size(run, name, step), _largest(run), _onset(growth, i, row, slope)
+        left = max(0, int(math.log(limit / size) / slope)) if 0 < size < limit else 0
+        last = row + int(np.argmin(np.append(growth.growing[row:, i], False))) - 1
+        slowed = np.isfinite(growth.slopes[last + 1 :, i]).any()
+        rate = rate_at(run, step)
+        decay = f" (a decay of {slope / rate:.2g} at this rate would hold it)" if rate > 0 else ""
         return found(
             RULE,
-            message=f"{name} has grown {np.expm1(slope):.2g} of its size a step since about step {onset}: "
-            f"{left} steps from overflow at this pace",
+            message=f"{name} has grown by {np.expm1(slope):.2%} a step since about step {onset}: at step {step} at most {left} steps "
+            "from overflow",
             first_step=step,
-            last_step=int(table.steps[last]),
+            last_step=int(growth.steps[last]),
             event_step=onset,
             last_good_step=onset,
-            state=State.ONGOING if last == len(table.steps) - 1 else State.RECOVERED,
-            tensors=tuple(table.tensors[j] for j in together[:5]),
+            state=State.RECOVERED if slowed else State.ONGOING,
+            tensors=tuple(growth.names[j] for j in together[:5]),
             evidence=(
-                Evidence(metric="slope of log(weight_norm)", observed=slope, expected=float(peers), step=step, tensor=name,
-                         note="against the median tensor"),
+                Evidence(metric="slope of log(weight_norm)", observed=slope, expected=float(np.nanmedian(growth.slopes[row])),
+                         step=step, tensor=name, note="against the median matrix"),
                 Evidence(metric="weight_absmax", observed=size, expected=limit, step=step, tensor=name,
                          note="largest finite number of the format"),
-                Evidence(metric="steps left", observed=float(left), step=step, tensor=name),
+                Evidence(metric="steps left", observed=float(left), step=step, tensor=name, note="at most, at this pace"),
             ),
-            advice=f"Stop the growth of {name}: check the sign and size of its weight decay (a decay of "
-            f"{_needed_decay(run, step, slope)} at this rate would hold it) and restart from about step {onset}.",
+            advice=f"Stop the growth of {name}: check the sign and size of its weight decay{decay} and restart from about step {onset}.",
         )  # fmt: skip
 
 
-def _rate_rose(run: RunLog, steps: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+def _rate_rose(run: RunLog, steps: Indices, window: int) -> Flags:
     """Of each measured step, whether the rate is above what it was a window before."""
     if not run.has("lr", "group"):
         return np.zeros(len(steps), dtype=bool)
-    lr = np.nanmax(run.table("lr").values, axis=1)
-    now = np.searchsorted(run.steps, steps).clip(0, len(lr) - 1)
-    before = np.searchsorted(run.steps, np.maximum(steps - window, run.steps[0])).clip(0, len(lr) - 1)
-    rose: NDArray[np.bool_] = lr[now] > 1.05 * lr[before]
+    lr = highest_rates(run)
+    rose: Flags = lr[rows_of(run, steps)] > 1.05 * lr[rows_of(run, np.maximum(steps - window, run.steps[0]))]
     return rose
 
 
 def _largest(run: RunLog) -> float:
-    dtypes = {str(e.get("dtype")) for e in run.events if e.get("event") == "autocast"}
-    dtypes |= {t.dtype for t in run.tensors}
-    return min(LARGEST.get(dtype, LARGEST_ELSE) for dtype in dtypes) if dtypes else LARGEST_ELSE
+    dtypes = {str(e.get("dtype")) for e in run.events if e.get("event") == "autocast"} | {t.dtype for t in run.tensors}
+    return min((LARGEST.get(dtype, LARGEST_ELSE) for dtype in dtypes), default=LARGEST_ELSE)
 
 
-def _onset(table: Table, i: int, row: int, slope: float, span: int = 25) -> int:
-    """The first step from which the slope over `span` steps stayed above half of `slope`, up to `row`."""
-    steps = table.steps.astype(np.float64)
-    onset = row
-    for end in range(row, 0, -1):
-        begin = int(np.searchsorted(steps, steps[end] - span + 1))
-        if end - begin < 3:
-            break
-        if not slope_of_log(table.values[begin : end + 1, i : i + 1], steps[begin : end + 1])[0] > slope / 2:
-            break
-        onset = begin
-    return int(table.steps[onset])
+def _size(run: RunLog, name: str, step: int) -> float:
+    """The largest weight of a tensor after a step; NaN where it was not measured."""
+    sizes = run.table("weight_absmax").series(name)
+    return float(sizes.values[np.searchsorted(sizes.steps, step)])
 
 
-def _needed_decay(run: RunLog, step: int, slope: float) -> str:
-    if not run.has("lr", "group"):
-        return "slope over rate"
-    rates = run.table("lr")
-    lr = float(np.nanmax(rates.values[np.searchsorted(rates.steps, step)]))
-    return f"{slope / lr:.2g}" if lr > 0 else "slope over rate"
+def _onset(growth: _Growth, i: int, row: int, slope: float) -> int:
+    """The first step from which the slope over `ONSET_SPAN` steps stayed above half of `slope`, up to `row`."""
+    steps = growth.steps[: row + 1]
+    begins, ends = np.searchsorted(steps, steps - ONSET_SPAN + 1), np.arange(row + 1)
+    slopes = trailing_slopes(growth.logs[:, i : i + 1], steps.astype(np.float64), begins, ends)[:, 0]
+    steep = (slopes > slope / 2) & (ends - begins >= 3)
+    slow = np.flatnonzero(~steep)
+    first = int(slow[-1]) + 1 if len(slow) else 0
+    return int(steps[begins[first]]) if first <= row else int(steps[row])

@@ -5,8 +5,9 @@ Why it matters:     Once a weight is not finite, every later step is void. The f
                     cause: that is often a growth that began earlier.
 How it decides:     Counts of elements that are not finite. In one step the loss comes before gradients, gradients before weights.
                     Backward runs from the last layer to the first, so where only some gradients are affected the one latest
-                    in the model comes first. Steps that a GradScaler skipped are its ordinary work and do not count. The tensors
-                    that grew most over the 50 steps before are listed as precursors.
+                    in the model comes first. Clipping by a norm that is not finite spreads it to every gradient: then no tensor
+                    is named. Steps that a GradScaler skipped are its ordinary work and do not count. A matrix that grew at
+                    least 4-fold over the 50 steps before, and 4 times as much as the median matrix, is told as a precursor.
 Known false alarms: A loss that is NaN by design on empty batches, if it is not stepped on.
 What to try:        Restart from a checkpoint at or before the last good step. With a finite loss and gradients before it, rerun that
                     step alone under torch.autograd.set_detect_anomaly(True) on the same batch.
@@ -21,7 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import Rule, found
+from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.level import broken_losses, skipped_steps
+from stabkit.analyzers.series import known_max, known_median
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
 
@@ -31,7 +34,7 @@ RULE = Rule(code="SK301", name="nonfinite-value", severity=Severity.ERROR, requi
 
 
 @dataclass(frozen=True, kw_only=True)
-class NonfiniteValueThresholds:
+class NonfiniteValueThresholds(Thresholds):
     """How far back, and from what growth on, something counts as a precursor."""
 
     look_back: int = 50
@@ -42,12 +45,21 @@ class NonfiniteValueThresholds:
 
 @dataclass(frozen=True)
 class _First:
-    """Where something first was not finite."""
+    """Where something first was not finite.
+
+    Attributes:
+        step: At which step.
+        what: "loss", "grad" or "weight".
+        tensors: Which, the first to be reached first; empty where that cannot be told.
+        observed: The loss, or how many elements were not finite.
+        spread: Whether clipping spread it to every gradient.
+    """
 
     step: int
     what: str
     tensors: tuple[str, ...]
-    count: float
+    observed: float
+    spread: bool = False
 
 
 class NonfiniteValue:
@@ -65,8 +77,9 @@ class NonfiniteValue:
             return
         first = min(seen, key=lambda f: f.step)  # on a tie the earlier in the list: loss, gradient, weight
         precursors = self._precursors(run, first.step)
-        where = f"in the {first.what}" + (f" of {first.tensors[0]}" if first.tensors else "")
-        others = f" and {len(first.tensors) - 1} more" if len(first.tensors) > 1 else ""
+        what = {"loss": "loss", "grad": "gradient", "weight": "weights"}[first.what]
+        where = f"in the {what}" + (f" of {first.tensors[0]}" if first.tensors else "")
+        others = f" and {len(first.tensors) - 1} more" if len(first.tensors) > 1 else " of every tensor" if first.spread else ""
         before = f"; before it {precursors[0].tensor or precursors[0].metric} grew {precursors[0].note}" if precursors else ""
         good = _last_good(run, first.step)
         yield found(
@@ -79,7 +92,7 @@ class NonfiniteValue:
             state=_state(run),
             tensors=first.tensors[:5],
             evidence=(
-                Evidence(metric=first.what if first.what == "loss" else f"{first.what}_nonfinite", observed=first.count,
+                Evidence(metric=first.what if first.what == "loss" else f"{first.what}_nonfinite", observed=first.observed,
                          expected=None if first.what == "loss" else 0.0, step=first.step,
                          tensor=first.tensors[0] if first.tensors else None),
                 *precursors,
@@ -92,21 +105,21 @@ class NonfiniteValue:
         limits = self.thresholds
         found_before = []
         # A bias or a zero-initialised matrix starts at nothing: relative to that every growth is large.
-        judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors])
+        judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors], dtype=bool)
         for metric in ("weight_absmax", "grad_norm_used", "update_ratio"):
             if not run.has(metric, "tensor"):
                 continue
             table = run.table(metric)
             rows = np.flatnonzero((table.steps < step) & (table.steps >= max(1, step - limits.look_back)))
-            if len(rows) < 4:
+            if len(rows) < 4 or not judged.any():
                 continue
             edge = max(1, len(rows) // 4)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                start, end = np.nanmedian(table.values[rows[:edge]], axis=0), np.nanmax(table.values[rows[-edge:]], axis=0)
+            start, end = known_median(table.values[rows[:edge]]), known_max(table.values[rows[-edge:]])
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 growth = np.where(judged & np.isfinite(end) & (start > 0), end / start, 0.0)
             worst = int(np.argmax(growth))
             # Early in training gradients of all matrices grow together; a precursor stands out of that too.
-            if growth[worst] >= limits.growth * max(1.0, float(np.median(growth[judged])) if judged.any() else 1.0):
+            if growth[worst] >= limits.growth * max(1.0, float(np.median(growth[judged]))):
                 found_before.append(
                     Evidence(metric=metric, observed=float(end[worst]), expected=float(start[worst]), step=int(table.steps[rows[-1]]),
                              tensor=table.tensors[worst], note=f"{growth[worst]:.2g}-fold in {len(rows)} steps")
@@ -115,44 +128,49 @@ class NonfiniteValue:
 
 
 def _in_loss(run: RunLog) -> _First | None:
-    seen = run.series("loss_reduction").values > 0
-    losses = run.series("loss").values if "loss" in run.stream.step_values else np.full(len(run.steps), np.nan)
-    bad = np.flatnonzero(seen & ~np.isfinite(losses) & ~_skipped(run))
-    return _First(int(run.steps[bad[0]]), "loss", (), float(losses[bad[0]])) if len(bad) else None
+    bad = np.flatnonzero(broken_losses(run))
+    return _First(int(run.steps[bad[0]]), "loss", (), float(run.stream.step_values["loss"][bad[0]])) if len(bad) else None
 
 
 def _in_tensors(run: RunLog, what: str) -> _First | None:
     if not run.has(f"{what}_nonfinite", "tensor"):
         return None
     table = run.table(f"{what}_nonfinite")
-    skipped = np.isin(table.steps, run.steps[_skipped(run)])
-    with np.errstate(invalid="ignore"):
-        bad = (table.values > 0) & ~skipped[:, None]
+    bad = (table.values > 0) & ~np.isin(table.steps, run.steps[skipped_steps(run)])[:, None]
     rows = np.flatnonzero(bad.any(axis=1))
     if not len(rows):
         return None
-    row = rows[0]
+    row = int(rows[0])
     order = np.flatnonzero(bad[row])
-    if what == "grad" and not bad[row].all():
+    if what == "grad":
         order = order[::-1]  # backward reaches the latest layer first
-    return _First(int(table.steps[row]), what, tuple(table.tensors[i] for i in order.tolist()), float(np.nansum(table.values[row])))
+    count, step = float(np.nansum(table.values[row])), int(table.steps[row])
+    if what == "grad" and bad[row].all() and len(order) > 1 and _clipped_by_nan(run, step):
+        return _First(step, what, (), count, spread=True)
+    return _First(step, what, tuple(table.tensors[i] for i in order.tolist()), count)
 
 
-def _skipped(run: RunLog) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    if "skipped" not in run.stream.step_values:
-        return np.zeros(len(run.steps), dtype=bool)
-    skipped: np.ndarray[tuple[int], np.dtype[np.bool_]] = run.series("skipped").values == 1
-    return skipped
+def _clipped_by_nan(run: RunLog, step: int) -> bool:
+    """Whether this step's gradients were clipped, by a norm that was not finite: every one of them is NaN after that."""
+    limits = run.stream.step_values.get("clip_max_norm")
+    used = run.stream.step_values.get("grad_norm_used")
+    row = int(np.searchsorted(run.steps, step))
+    if limits is None or used is None or row == len(run.steps) or run.steps[row] != step:
+        return False
+    return bool(np.isfinite(limits[row]) and not np.isfinite(used[row]))
 
 
-def _last_good(run: RunLog, step: int) -> int:
-    """The last step after which every weight is known to have been finite, not later than the one before the event."""
+def _last_good(run: RunLog, step: int) -> int | None:
+    """The last step before the event after which every weight is known to have been finite; None where there is none."""
     if not run.has("weight_nonfinite", "tensor"):
         return step - 1
     table = run.table("weight_nonfinite")
-    with np.errstate(invalid="ignore"):
-        bad = np.flatnonzero((table.values > 0).any(axis=1))
-    return min(step - 1, int(table.steps[bad[0]]) - 1) if len(bad) else step - 1
+    before = np.flatnonzero(table.steps < step)
+    bad = np.flatnonzero((table.values[before] > 0).any(axis=1))
+    known = before[: bad[0]] if len(bad) else before
+    if len(known):
+        return int(table.steps[known[-1]])
+    return step - 1 if step > 0 and not len(bad) else None
 
 
 def _state(run: RunLog) -> State:
@@ -161,13 +179,14 @@ def _state(run: RunLog) -> State:
     return State.RECOVERED if not np.nansum(weights) and np.isfinite(loss) else State.ONGOING
 
 
-def _advice(first: _First, precursors: tuple[Evidence, ...], good: int) -> str:
-    restart = f"Restart from a checkpoint at or before step {good}."
+def _advice(first: _First, precursors: tuple[Evidence, ...], good: int | None) -> str:
+    restart = "Start again." if good is None else f"Restart from a checkpoint at or before step {good}."
     if precursors:
         return f"{restart} Look at {precursors[0].tensor} first: its {precursors[0].metric} grew before anything else broke."
     if first.what == "loss":
         return f"{restart} Nothing grew before: look at the batch of step {first.step} and at the loss itself (log of 0, 0/0)."
+    spread = "; clipping by a NaN norm hides in which tensor it began" if first.spread else ""
     return (
-        f"{restart} Nothing grew before and the loss was finite: rerun step {first.step} under "
+        f"{restart} Nothing grew before and the loss was finite{spread}: rerun step {first.step} under "
         "torch.autograd.set_detect_anomaly(True) on the same batch."
     )

@@ -4,9 +4,9 @@
     python examples/llama.py --size 100m --device cuda --steps 2000 --batch 32 --accumulate 4
     stabkit analyze runs/llama
 
-The model: RMSNorm before each part, rotary positions, SwiGLU, no biases. The training: AdamW with betas (0.9, 0.95), eps 1e-5 and a
-weight decay of 0.1 on matrices only; linear warmup, then a cosine to a tenth; gradients clipped at 1.0; bfloat16 autocast. The
-text is the source of Python's own standard library, byte by byte. Per-tensor statistics are measured for tensors on the CPU.
+The model: RMSNorm before each part, rotary positions, SwiGLU, no biases. The training: AdamW with betas (0.9, 0.95), eps 1e-5
+and a weight decay of 0.1 on matrices only; linear warmup, then a cosine to a tenth; gradients clipped at 1.0; bfloat16 autocast,
+except on the CPU, where it would be slower. The text is the source of Python's own standard library, byte by byte.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTEXT = 128
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions."""
+    """Causal self-attention with rotary positions: [batch, time, width] -> the same."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -35,7 +35,6 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
 
     def forward(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        """[batch, time, width] -> the same."""
         q, k, v = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, is_causal=True)
         mixed: torch.Tensor = self.out(attended.transpose(1, 2).flatten(2))
@@ -43,7 +42,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """The gated feed-forward part; 8/3 of the width makes it as large as one of 4 without a gate."""
+    """The gated feed-forward part; 8/3 of the width makes it as large as one of 4 widths without a gate."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,30 +50,35 @@ class SwiGLU(nn.Module):
         self.gate, self.up, self.down = (nn.Linear(*s, bias=False) for s in [(width, hidden), (width, hidden), (hidden, width)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[batch, time, width] -> the same."""
         gated: torch.Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return gated
 
 
+class Layer(nn.Module):
+    """Both parts, each behind an RMSNorm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.attention, self.ffn = Attention(width, heads), SwiGLU(width)
+
+    def forward(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x), rotation)
+        return x + self.ffn(self.norm2(x))
+
+
 class Llama(nn.Module):
-    """A decoder over bytes."""
+    """A decoder over bytes: [batch, time] -> logits [batch, time, 256]."""
 
     def __init__(self, width: int, layers: int, heads: int, tied: bool) -> None:
         super().__init__()
         self.embed = nn.Embedding(256, width)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({
-                "norm1": nn.RMSNorm(width, eps=1e-5),
-                "attention": Attention(width, heads),
-                "norm2": nn.RMSNorm(width, eps=1e-5),
-                "ffn": SwiGLU(width),
-            })
-            for _ in range(layers)
-        )  # fmt: skip
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         self.norm, self.head = nn.RMSNorm(width, eps=1e-5), nn.Linear(width, 256, bias=False)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:  # what adds to the residual stream starts smaller, the more layers there are
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers) if name.endswith(("out.weight", "down.weight")) else 0.02)
+                residual = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
         if tied:
             self.head.weight = self.embed.weight
         frequencies = 10000.0 ** -(torch.arange(0, width // heads, 2) / (width // heads))
@@ -82,11 +86,9 @@ class Llama(nn.Module):
         self.register_buffer("rotation", torch.stack([angles.cos(), angles.sin()]), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Bytes [batch, time] -> logits [batch, time, 256]."""
         x = self.embed(tokens)
         for layer in self.layers:
-            x = x + layer["attention"](layer["norm1"](x), self.rotation)
-            x = x + layer["ffn"](layer["norm2"](x))
+            x = layer(x, self.rotation)
         logits: torch.Tensor = self.head(self.norm(x))
         return logits
 
@@ -98,23 +100,25 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    """Train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="1m", help="number of parameters, about")
     parser.add_argument("--device", default="cpu", help='such as "cuda"')
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=8, help=f"sequences of {CONTEXT} bytes per backward")
+    parser.add_argument("--batch", type=int, default=4, help=f"sequences of {CONTEXT} bytes per backward")
     parser.add_argument("--accumulate", type=int, default=1, help="backwards per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak rate")
     parser.add_argument("--warmup", type=int, default=40, help="steps; 2 / (1 - beta2) is 40")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="bf16 by default, on the CPU fp32")
     parser.add_argument("--tied", action="store_true", help="let the head share the embedding")
     parser.add_argument("--logdir", type=Path, default=Path("runs/llama"))
     args = parser.parse_args()
+    device = torch.device(args.device)
+    bf16 = args.precision == "bf16" or (args.precision is None and device.type != "cpu")
 
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     text = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in sources)), dtype=torch.uint8)
     torch.manual_seed(0)
-    model = Llama(*SIZES[args.size], args.tied).to(args.device)
+    model = Llama(*SIZES[args.size], args.tied).to(device)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
@@ -125,18 +129,19 @@ def main() -> None:
     def rate(done: int) -> float:
         """The rate after so many steps, as a share of the peak."""
         if done < args.warmup:
-            return (done + 1) / args.warmup
-        return 0.55 + 0.45 * math.cos(math.pi * min(1.0, (done - args.warmup) / max(1, args.steps - args.warmup)))
+            return float((done + 1) / args.warmup)
+        progress = min(1.0, (done - args.warmup) / max(1, args.steps - args.warmup))
+        return 0.55 + 0.45 * math.cos(math.pi * progress)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     print(f"{sum(p.numel() for p in parameters):,} parameters, {len(text):,} bytes of text")
     with stabkit.watch(model, optimizer, args.logdir, total_steps=args.steps):
         for step in range(1, args.steps + 1):
-            total = torch.zeros((), device=args.device)
+            total = torch.zeros((), device=device)
             for _ in range(args.accumulate):
-                window = text[torch.randint(len(text) - CONTEXT, (args.batch, 1)) + torch.arange(CONTEXT + 1)]
-                window = window.to(args.device).long()
-                with torch.autocast(torch.device(args.device).type, dtype=torch.bfloat16):
+                starts = torch.randint(len(text) - CONTEXT, (args.batch, 1))
+                window = text[starts + torch.arange(CONTEXT + 1)].to(device).long()
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten()) / args.accumulate
                 loss.backward()
                 total += loss.detach()

@@ -1,10 +1,10 @@
 """The smallest use of stabkit: an ordinary training loop with one line added, and what it says about the run.
 
     python examples/quickstart.py
-    python examples/quickstart.py --lr 0.001 --warmup 20        # what the first one's finding advises, roughly
+    python examples/quickstart.py --lr 0.001 --warmup 20        # about what the first run's finding advises
 
 The model guesses the next byte of Python's own standard library from the 16 bytes before it. The default learning rate of 0.03
-is far too high for a start without a warmup. The loss alone does not say so: it falls in both runs.
+is far too high for a start without a warmup: the loss falls all the same, but further where the advice is taken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ parser.add_argument("--warmup", type=int, default=0, help="steps of linear warmu
 parser.add_argument("--steps", type=int, default=200, help="optimizer steps (default: %(default)s)")
 args = parser.parse_args()
 
-# The data: every window of 17 bytes in the standard library's larger modules is an example.
+# The data: every window of 17 bytes is an example.
 sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
 text = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in sources)), dtype=torch.uint8)
 

@@ -57,7 +57,8 @@ class Root:
     """One root of a backward call.
 
     Attributes:
-        value: Its value, copied at once (the user may overwrite it in place a line later); None where it is no scalar.
+        value: Its value, copied at once (the user may overwrite it in place a line later); None where it is no scalar
+            on the CPU.
         operations: Names of the first nodes of its graph: what kind of loss it is.
         factors: Python numbers it was multiplied by (divisions inverted) at the very end.
     """
@@ -72,7 +73,8 @@ def look_at(roots: Any) -> list[Root]:
     seen = []
     for root in roots if isinstance(roots, (tuple, list)) else (roots,):
         scalar = isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex()
-        if scalar and not hasattr(root, "_local_tensor"):  # reading the value of a DTensor could start a collective
+        # Reading a value on a device would make the training wait; that of a DTensor could start a collective.
+        if scalar and root.is_cpu and not hasattr(root, "_local_tensor"):
             value = root.detach().to(torch.float64, copy=True).reshape(())
             seen.append(Root(value, *_describe(root.grad_fn)))
         else:

@@ -36,6 +36,8 @@ _DRAWN_OUT = 1e-3
 def weights_now(optimizer: Optimizer, roster: Roster) -> Array:
     """Columns that hold the weights as they are, and nothing else."""
     columns = _blank(len(roster.parameters))
+    if not roster.on_host:
+        return columns
     bare = [TensorState(p, None, None, None) for p in roster.parameters]
     columns[:, _BEFORE] = measure_before(bare, steps_of(optimizer, roster, group_values(optimizer)))
     return columns

@@ -145,9 +145,12 @@ class Monitor:
         place = f"{where[-1].filename.rpartition('/')[2]}:{where[-1].lineno}" if where else ""
         what = f"{type(error).__name__}: {error}"
         self._note("fault", where=event, error=what, place=place, step=self.step, stopped=not self.alive)
+        self._tell(f"a step could not be recorded ({what}); training goes on")
+
+    def _tell(self, message: str) -> None:
         if not self._told:
             self._told = True
-            self._on_fault(f"a step could not be recorded ({what}); training goes on")
+            self._on_fault(message)
 
     def _note(self, event: str, **details: Any) -> None:
         try:
@@ -224,6 +227,10 @@ class Monitor:
             watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index)
         )
         watched.laid_out = watched.recorder.roster
+        if not watched.laid_out.on_host:
+            self._note("unmeasured", optimizer=watched.index, why="parameters on a device", step=self.step)
+            self._tell("the parameters are not on the CPU: this version records rates and step counts of such a run, no losses "
+                       "and no tensors")  # fmt: skip
 
     def _find(self, stepping: Optimizer) -> _Watched | None:
         found = self._watched.get(id(stepping))

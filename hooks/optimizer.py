@@ -111,12 +111,14 @@ class Roster:
         lengths: The number of parameters of each group.
         groups: The group of each parameter.
         sizes: The number of elements of each.
+        on_host: Whether all of them can be read without making the training wait.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.parameters = parameters_of(optimizer)
         self.lengths = [len(group["params"]) for group in optimizer.param_groups]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        self.on_host = all(p.is_cpu for p in self.parameters)
         self.sizes = np.array([p.numel() for p in self.parameters], dtype=np.float64)
 
     def holds(self, optimizer: Optimizer) -> bool:

@@ -107,7 +107,7 @@ class StepRecorder:
         self._closure = closure
         if not closure:
             self._ledger.close()
-        if (step - 1) % self.every == 0:
+        if (step - 1) % self.every == 0 and self.roster.on_host:
             self._measurement = Measurement(self.optimizer, self.roster, self.exact_updates, closure)
 
     def step_end(self, step: int, attempt: int, layout: int) -> StepRecord:

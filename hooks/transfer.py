@@ -1,4 +1,4 @@
-"""Brings the numbers of a step to the host in one go."""
+"""Brings the numbers of a step to the host, where that costs no wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,5 @@ __all__ = ["to_host"]
 
 
 def to_host(scalars: Sequence[torch.Tensor]) -> list[float]:
-    """The values of 0-d float64 tensors on one device, in one transfer."""
-    if all(scalar.is_cpu for scalar in scalars):
-        return [scalar.item() for scalar in scalars]
-    return [float(value) for value in torch.stack(list(scalars)).tolist()]
+    """The values of 0-d float64 tensors; NaN for those on a device, where reading would make the training wait."""
+    return [scalar.item() if scalar.is_cpu else float("nan") for scalar in scalars]

@@ -1,10 +1,10 @@
-"""Small real trainings that the tests record, kill and resume. Imported by the tests and by the processes they start."""
+"""Small real trainings that the tests record, kill and resume, in this process or another."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,15 +40,17 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None 
 def small_segments(steps: int) -> Iterator[None]:
     """Make `stabkit.watch` write segments of so many steps."""
 
-    module = sys.modules["stabkit.watch"]
-    module.RunWriter = functools.partial(RunWriter, segment_steps=steps)  # type: ignore[attr-defined]
+    module: Any = importlib.import_module("stabkit.watch")
+    module.RunWriter = functools.partial(RunWriter, segment_steps=steps)
     try:
         yield
     finally:
-        module.RunWriter = RunWriter  # type: ignore[attr-defined]
+        module.RunWriter = RunWriter
 
 
-def train(logdir: Path, steps: int, between: Callable[[int], None] = lambda done: None, **options: Any) -> dict[str, Any]:
+def train(
+    logdir: Path, steps: int, between: Callable[[int], None] = lambda done: None, **options: Any
+) -> dict[str, Any]:
     """A watched training; returns what a checkpoint of its end holds."""
     model, optimizer = make()
     with stabkit.watch(model, optimizer, logdir, tensorboard=False, **options):

@@ -77,8 +77,8 @@ def test_from_an_older_checkpoint_the_later_records_count(tmp_path: Path, steps:
     assert (loss[:4] == before[:4]).all() and (loss[4 : 4 + min(steps, 6)] != before[4 : 4 + min(steps, 6)]).all()
     replaced = min(4 + steps, 10)
     expected = [
-        f"{replaced - 4} records of steps 5 to {replaced} were replaced when the run was resumed from an older checkpoint; "
-        "the later ones count"
+        f"{replaced - 4} records of steps 5 to {replaced} were replaced when the run was resumed from an older "
+        "checkpoint; the later ones count"
     ]
     if steps == 3:
         assert (loss[7:] == before[7:]).all()
@@ -112,7 +112,7 @@ def test_a_damaged_later_record_does_not_bring_the_replaced_one_back(write: Call
 def test_attempts_are_counted_by_the_records(write: Callable[..., Path], damage: str) -> None:
     write(range(1, 4))
     logdir = write(range(1, 5))
-    for name in {"run.json": ["run.json"], "both": ["run.json", "events.jsonl"], "gone": ["run.json", "events.jsonl"]}[damage]:
+    for name in ("run.json",) if damage == "run.json" else ("run.json", "events.jsonl"):
         path = logdir / "rank00000" / name
         path.unlink() if damage == "gone" else path.write_bytes(b"\xff" * 50)
     assert stabkit.load(logdir).attempts == 2

@@ -61,14 +61,17 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Original:
 
 @st.composite
 def damages(draw: st.DrawFn) -> tuple[str, float, bytes | None]:
-    """(how the file's name ends, where in it from 0 to 1, what is xored into the bytes there; None: the file is cut there)."""
+    """(what the file's name holds, where in it from 0 to 1, what is xored into it there; None: it is cut there)."""
     name = draw(st.sampled_from(["run.json", "events.jsonl", "scalars.jsonl", "steps", "tensors"]))
-    mask = draw(st.none() | st.binary(min_size=1, max_size=3).filter(any) | st.binary(min_size=200, max_size=3000).filter(any))
+    short, long = (st.binary(min_size=low, max_size=high).filter(any) for low, high in ((1, 3), (200, 3000)))
+    mask = draw(st.none() | short | long)
     return name, draw(st.floats(0, 1, exclude_max=True)), mask
 
 
-def apply(original: Original, directory: Path, damage: tuple[str, float, bytes | None], pick: float) -> tuple[str, int, int]:
-    """Damage a copy of the log. Returns the file's name, and the begin and end of the bytes that are not what they were."""
+def apply(
+    original: Original, directory: Path, damage: tuple[str, float, bytes | None], pick: float
+) -> tuple[str, int, int]:
+    """Damage a copy of the log. Returns the file's name, and begin and end of the bytes that are not what they were."""
     kind, where, mask = damage
     names = sorted(name for name in original.files if kind in name.rpartition("/")[2])
     name = names[int(pick * len(names))]
@@ -77,12 +80,12 @@ def apply(original: Original, directory: Path, damage: tuple[str, float, bytes |
     if mask is None:
         (directory / name).write_bytes(data[:at])
         return name, at, len(data)
+    damaged = np.frombuffer(data, np.uint8).copy()
     mask = mask[: len(data) - at]
-    changed = np.flatnonzero(np.frombuffer(mask, np.uint8)) + at
-    if not len(changed):
-        return name, 0, 0
-    (directory / name).write_bytes(bytes(a ^ b for a, b in zip(data[at:], mask, strict=False)).join([data[:at], data[at + len(mask) :]]))
-    return name, int(changed[0]), int(changed[-1]) + 1
+    damaged[at : at + len(mask)] ^= np.frombuffer(mask, np.uint8)
+    (directory / name).write_bytes(damaged.tobytes())
+    changed = np.flatnonzero(damaged != np.frombuffer(data, np.uint8))
+    return (name, int(changed[0]), int(changed[-1]) + 1) if len(changed) else (name, 0, 0)
 
 
 def untouched(original: Original, kind: str, name: str, begin: int, end: int, cut: bool) -> Iterator[int]:
@@ -105,19 +108,20 @@ def untouched(original: Original, kind: str, name: str, begin: int, end: int, cu
 
 def same(run: RunLog, original: RunLog) -> None:
     """Every record in `run` is bit for bit one of the original's."""
-    at = np.searchsorted(original.steps, run.steps)
-    assert np.array_equal(original.steps[at], run.steps)
-    for mine, theirs in ((run.stream.step_values, original.stream.step_values), (run.stream.group_values, original.stream.group_values)):
-        for name, values in mine.items():
-            assert values.tobytes() == np.ascontiguousarray(theirs[name][at][..., : values.shape[-1]] if values.ndim > 1 else theirs[name][at]).tobytes()
-    at = np.searchsorted(original.stream.tensor_steps, run.stream.tensor_steps)
-    assert np.array_equal(original.stream.tensor_steps[at], run.stream.tensor_steps)
-    width = len(run.tensors)
-    for name, values in run.stream.columns.items():
-        assert values.tobytes() == np.ascontiguousarray(original.stream.columns[name][at][:, :width]).tobytes()
+    mine, theirs = run.stream, original.stream
+    at = np.searchsorted(theirs.steps, mine.steps)
+    assert np.array_equal(theirs.steps[at], mine.steps)
+    for name, values in mine.step_values.items():
+        assert values.tobytes() == theirs.step_values[name][at].tobytes()
+    for name, values in mine.group_values.items():  # without the later records there are fewer groups, and fewer tensors
+        assert values.tobytes() == theirs.group_values[name][at, : values.shape[1]].tobytes()
+    at = np.searchsorted(theirs.tensor_steps, mine.tensor_steps)
+    assert np.array_equal(theirs.tensor_steps[at], mine.tensor_steps)
+    for name, values in mine.columns.items():
+        assert values.tobytes() == theirs.columns[name][at, : len(run.tensors)].tobytes()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damage=damages(), pick=st.floats(0, 1, exclude_max=True))
 def test_one_damaged_file_costs_what_it_hit_and_no_more(
     original: Original, tmp_path: Path, damage: tuple[str, float, bytes | None], pick: float
@@ -137,9 +141,11 @@ def test_one_damaged_file_costs_what_it_hit_and_no_more(
     assert [t.name for t in run.tensors] == [t.name for t in original.run.tensors][: len(run.tensors)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(where=st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)), cut=st.booleans())
-def test_run_json_and_events_damaged_together(original: Original, tmp_path: Path, where: tuple[float, float], cut: bool) -> None:
+def test_run_json_and_events_damaged_together(
+    original: Original, tmp_path: Path, where: tuple[float, float], cut: bool
+) -> None:
     directory = tmp_path / "run"
     original.write(directory)
     for name, at in zip(("run.json", "events.jsonl"), where, strict=True):

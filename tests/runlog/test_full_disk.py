@@ -27,7 +27,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("file systems cannot be mounted here")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def fill(path: Path) -> None:
@@ -93,7 +93,8 @@ def test_training_goes_on(small_disk: Path) -> None:
             for _ in range(40):
                 step(model, optimizer)
         else:
-            with warnings.catch_warnings(record=True), stabkit.watch(model, optimizer, small_disk / "run", tensorboard=False):
+            watching = stabkit.watch(model, optimizer, small_disk / "run", tensorboard=False)
+            with warnings.catch_warnings(record=True), watching:
                 for done in range(1, 41):
                     step(model, optimizer)
                     if done == 10:

@@ -32,7 +32,7 @@ def test_what_is_missing_names_what_would_have_recorded_it(write: Callable[..., 
     logdir = write(range(1, 4), tensors=None)
     run = stabkit.load(logdir)
     for metric, scope, words in [
-        ("loss_scale", "step", f"{logdir} holds no loss_scale per step; it is recorded by a loop with an enabled GradScaler"),
+        ("loss_scale", "step", f"{logdir} holds no loss_scale per step; it is recorded by a loop with an enabled"),
         ("clip_coefficient", "step", "a loop that clips by norm"),
         ("weight_norm", "tensor", "holds no weight_norm per tensor; it is recorded by stabkit.watch"),
         ("applied_update_norm", "tensor", "exact_updates=True"),
