@@ -16,7 +16,7 @@ References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for cl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,8 +69,11 @@ class GradientSpike:
 
     def _norm(self, run: RunLog) -> Series:
         """The norm before clipping; the used one where the other is unknown for all of the first steps, which none is judged in."""
-        before_clipping = run.has("grad_norm") and not np.isnan(run.series("grad_norm").values[: self.thresholds.least]).all()
-        return run.series("grad_norm" if before_clipping else "grad_norm_used")
+        used = run.series("grad_norm_used")
+        if not run.has("grad_norm") or np.isnan(run.series("grad_norm").values[: self.thresholds.least]).all():
+            return used
+        norm = run.series("grad_norm")
+        return replace(norm, values=np.where(np.logical_or.accumulate(~np.isnan(used.values)), norm.values, np.nan))
 
     def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
         limits = self.thresholds

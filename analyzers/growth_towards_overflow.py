@@ -126,7 +126,7 @@ class GrowthTowardsOverflow:
             & (earlier > 0)
             & (slopes[ends] > limits.over_peers * peers)
         )
-        growing &= ~_rate_rose(run, steps, limits.window)[:, None]
+        growing &= ~_rate_rose(run, steps, limits.window)[:, None] & np.isfinite(run.table("weight_absmax").values[rows][:, columns])
         return _Growth(steps, tuple(table.tensors[i] for i in columns), logs, slopes, growing)
 
     def _fires(self, run: RunLog, growth: _Growth, i: int) -> int | None:
@@ -184,7 +184,7 @@ def _largest(run: RunLog) -> float:
 
 
 def _size(run: RunLog, name: str, step: int) -> float:
-    """The largest weight of a tensor after a step; NaN where it was not measured."""
+    """The largest weight of a tensor after a step."""
     sizes = run.table("weight_absmax").series(name)
     return float(sizes.values[np.searchsorted(sizes.steps, step)])
 

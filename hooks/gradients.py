@@ -49,6 +49,7 @@ class GradientLedger:
         self._clipped: dict[int, ClipCall] = {}
         self._sums: dict[int, float] = {}  # of squares before clipping by value: no coefficient gives them back
         self._norms: dict[int, float] | None = None
+        self._scales: dict[int, float] = {}  # that the gradients carried when a call found them
 
     def follow(self, parameters: Sequence[torch.Tensor]) -> None:
         """The optimizer has other parameters now; of a step in progress nothing more can be proved."""
@@ -90,8 +91,14 @@ class GradientLedger:
         self._seen = now
         self._complete = True
 
-    def clip_begins(self, call: ClipCall) -> None:
-        """Check the gradients as the call finds them; for clipping by value, note their size."""
+    def clip_begins(self, call: ClipCall, scale: float = 1.0) -> None:
+        """Check the gradients as the call finds them; for clipping by value, note their size.
+
+        Args:
+            call: The call.
+            scale: The loss scale that the gradients still carry.
+        """
+        self._scales[id(call)] = scale
         self._compare(signatures(self.parameters))
         places = self._places(call)
         self._altered.update(i for i in places if i in self._clipped)
@@ -99,7 +106,7 @@ class GradientLedger:
             grads = {i: g for i in places if (g := self.parameters[i].grad) is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             sums = measure_before(states, [_PLAIN] * len(states))[:, 0] if states else ()
-            self._sums.update(zip(grads, map(float, sums), strict=True))
+            self._sums.update((i, float(total) / scale**2) for i, total in zip(grads, sums, strict=True))
 
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
@@ -126,7 +133,10 @@ class GradientLedger:
         return calls[0] if len(calls) == 1 else None
 
     def total_norm(self, call: ClipCall) -> float:
-        """The norm that a call found, NaN where it found none."""
+        """The norm of the unscaled gradients that a call found, NaN where it found none."""
+        return self._found_norm(call) / self._scales.get(id(call), 1.0)
+
+    def _found_norm(self, call: ClipCall) -> float:
         if self._norms is None:
             known = [(id(c), c.total_norm) for c in self.calls if c.total_norm is not None]
             values = to_host([norm for _, norm in known])
@@ -135,7 +145,7 @@ class GradientLedger:
 
     def coefficient(self, call: ClipCall) -> float:
         """What a call multiplied the gradients by."""
-        quotient = call.limit / (self.total_norm(call) + 1e-6)
+        quotient = call.limit / (self._found_norm(call) + 1e-6)
         return 1.0 if quotient > 1 else quotient  # unlike min(), this hands a NaN on, as torch does
 
     def covers(self, call: ClipCall, places: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.gradients import GradientLedger
 from stabkit.hooks.optimizer import Roster, group_values, has_known_formula, states_of, steps_of
+from stabkit.hooks.scaler import carried_scale
 from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS, AdamStep, TensorState, measure_after, measure_before
 from stabkit.hooks.transfer import to_host
 from stabkit.metric import TENSOR_COLUMNS, Array
@@ -23,6 +24,12 @@ _BEFORE = [_PLACE[name] for name in BEFORE_COLUMNS]
 _AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
 _OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros", "rms_sum")]
 _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
+
+_OF_MOMENTS = [
+    place
+    for name, place in _PLACE.items()
+    if name.startswith(("exp_avg", "momentum_", "eps_", "rms_", "unchanged_"))
+]
 
 _SMALL = 0.1
 """A tensor whose RMS is below this many learning rates is copied before the step: its weights before the step cannot be worked
@@ -63,16 +70,21 @@ class Measurement:
         groups = group_values(optimizer)
         self.columns = _blank(len(roster.parameters))
         self.columns[:, _BEFORE] = measure_before(self._states, steps_of(optimizer, roster, groups))
+        self._scale = carried_scale(optimizer)
+        self.columns[:, _PLACE["momentum_dot"]] /= self._scale
         if exact_updates or self._known:
             self._copy_weights(groups, exact_updates)
 
-    def finish(self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger) -> None:
+    def finish(
+        self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: bool = False
+    ) -> None:
         """Measure what must be seen after the step.
 
         Args:
             groups: The hyperparameters the step used.
             counts: The optimizer's count of steps of each parameter.
             ledger: What is known about the gradients.
+            skipped: Whether a scaler made the optimizer pass the step over.
         """
         states = self._states_after()
         steps = steps_of(self._optimizer, self._roster, groups, counts)
@@ -90,6 +102,8 @@ class Measurement:
         if self._known:
             idle = [i for i, s in enumerate(states) if s.grad is None]
             self.columns[np.ix_(idle, _OF_UPDATE)] = 0.0  # the optimizer passes over a tensor without a gradient
+        if skipped:
+            self._pass_over()
         self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]])
         if not self._known and not self._closure:  # some optimizers use the gradient as scratch space
             self.columns[np.ix_(ledger.rewritten(), [*_OF_GRADIENT, _PLACE["grad_sumsq"]])] = math.nan
@@ -103,6 +117,14 @@ class Measurement:
     def total(self, column: str, places: Sequence[int]) -> float:
         """A column's sum over some tensors."""
         return float(self.columns[list(places), _PLACE[column]].sum())
+
+    def _pass_over(self) -> None:
+        """Make the columns those of a step that was not taken."""
+        self.columns[:, _OF_MOMENTS] = math.nan
+        self.columns[:, _OF_UPDATE] = 0.0
+        # A fused optimizer takes the scale off the gradients only in a step that it takes.
+        self.columns[:, _PLACE["grad_used_sumsq"]] /= self._scale**2
+        self.columns[:, _PLACE["grad_absmax"]] /= self._scale
 
     def _states_after(self) -> list[TensorState]:
         states = self._states

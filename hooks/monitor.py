@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, loss, optimizer, precision
+from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler
 from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.recorder import StepRecorder
 from stabkit.runlog import Layout, StepRecord
@@ -48,6 +48,7 @@ class _Watched:
         self.attempt = -1
         self.step = 0
         self.count = -1
+        self.stepped = False
 
 
 class _Undecided:
@@ -97,6 +98,7 @@ class Monitor:
             found = optimizer.unwrap(o)
             self._watch(found, StepRecorder(found, every, exact_updates))
         self._roots: list[loss.Root] = []
+        self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
         self._faults = 0
         self._told = False
@@ -109,12 +111,13 @@ class Monitor:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
         self._watched.clear()
+        self._scaling = scaler.Scaling()
         self._model = self._early = None
 
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
         undo: list[dispatch.Undo] = []
-        for part in (optimizer, clip, loss, precision):
+        for part in (optimizer, clip, loss, precision, scaler):
             found: list[dispatch.Undo] = []
             try:
                 found = part.install()
@@ -166,16 +169,30 @@ class Monitor:
         self._roots = []
         for recorder in self._recorders():
             recorder.backward_begin()
-        self._roots = loss.look_at(roots)
+        self._roots = self._scaling.unscaled(roots)
 
     def _on_backward_end(self, finished: bool) -> None:
         for recorder in self._recorders():
-            recorder.backward_end(self._roots, finished)
+            recorder.backward_end(self._roots, finished, self._scaling.scale)
         self._roots = []
+
+    def _on_scaled(self, scaler: Any, outputs: Any, result: Any) -> None:
+        self._scaling.add(scaler, outputs, result)
+
+    def _on_scaler_step_begin(self, stepping: Any) -> None:
+        watched = self._find(optimizer.unwrap(stepping))
+        if watched is not None:
+            watched.stepped = False
+
+    def _on_scaler_step_end(self, stepping: Any, finished: bool) -> None:
+        watched = self._watched.get(id(optimizer.unwrap(stepping)))
+        if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
+            self._on_step_begin(optimizer.unwrap(stepping), False)
+            self._on_step_end(optimizer.unwrap(stepping), skipped=True)
 
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
-            recorder.clip_begin(call)
+            recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer))
 
     def _on_clip_end(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
@@ -190,6 +207,7 @@ class Monitor:
         watched = self._find(stepping)
         if watched is None:
             return
+        watched.stepped = True
         watched.recorder.refresh()
         if watched.laid_out is not watched.recorder.roster:
             self._lay_out(watched, stepping)
@@ -205,7 +223,7 @@ class Monitor:
             self.step = watched.step
         watched.recorder.step_begin(watched.step, closure)
 
-    def _on_step_end(self, stepping: Optimizer) -> None:
+    def _on_step_end(self, stepping: Optimizer, skipped: bool = False) -> None:
         watched = self._watched.get(id(stepping))
         if watched is None:
             return
@@ -214,7 +232,7 @@ class Monitor:
             if recorder.spoiled:
                 watched.count = recorder.count()
                 return
-            record = recorder.step_end(watched.step, watched.attempt, watched.layout)
+            record = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped or scaler.found_inf(stepping))
             watched.count = recorder.count()
             self._sink.step(watched.index, record)
             self._faults = 0

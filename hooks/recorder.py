@@ -55,10 +55,12 @@ class StepRecorder:
         self._ledger.begin()
         self._measurement: Measurement | None = None
         self._closure = False
+        self._loss_scale = math.nan
 
     def take_over(self, early: StepRecorder) -> None:
         """Go on from what another recorder saw of the same gradients before their optimizer was known."""
         self.spoiled, self._window, self._ledger = early.spoiled, early._window, early._ledger
+        self._loss_scale = early._loss_scale
         self._ledger.reorder(self.parameters)
 
     def refresh(self) -> None:
@@ -83,20 +85,27 @@ class StepRecorder:
             else:
                 self._ledger.before_backward(now)
 
-    def backward_end(self, roots: list[Root], finished: bool) -> None:
-        """A backward call is over, or has raised: its loss is this optimizer's if it changed one of its gradients."""
+    def backward_end(self, roots: list[Root], finished: bool, scale: float | None = None) -> None:
+        """A backward call is over, or has raised: its loss is this optimizer's if it changed one of its gradients.
+
+        Args:
+            roots: Its roots, before scaling.
+            finished: Whether it did not raise.
+            scale: What they were multiplied by before backward; None where they were not.
+        """
         now = signatures(self.parameters)
         if now == self._at_backward:
             return
         self._ledger.after_backward(now)
+        self._loss_scale = math.nan if scale is None else scale
         if finished:
             self._window.calls.append(roots)
         else:
             self._window.failed = True
 
-    def clip_begin(self, call: ClipCall) -> None:
-        """A clipping call begins."""
-        self._ledger.clip_begins(call)
+    def clip_begin(self, call: ClipCall, scale: float = 1.0) -> None:
+        """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
+        self._ledger.clip_begins(call, scale)
 
     def clip_end(self, call: ClipCall) -> None:
         """A clipping call is over."""
@@ -110,23 +119,25 @@ class StepRecorder:
         if (step - 1) % self.every == 0 and self.roster.on_host:
             self._measurement = Measurement(self.optimizer, self.roster, self.exact_updates, closure)
 
-    def step_end(self, step: int, attempt: int, layout: int) -> StepRecord:
+    def step_end(self, step: int, attempt: int, layout: int, skipped: bool = False) -> StepRecord:
         """The optimizer has stepped: measure.
 
         Args:
             step: The step's number.
             attempt: The attempt it belongs to.
             layout: The number of the layout its tensors are in.
+            skipped: Whether a scaler made the optimizer pass it over.
         """
         if self._closure:
             self._ledger.close()
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
         counts = self._count.read(self.optimizer, self.parameters)
         record.applied_steps = int(max(counts, default=-1)) if self.optimizer.state else -1
+        record.skipped, record.loss_scale = int(skipped), self._loss_scale
         record.backward_count = len(self._window.calls)
         record.loss, record.loss_sum, record.loss_reduction = self._window.reduce(to_host(self._window.values()))
         if self._measurement is not None:
-            self._measurement.finish(record.groups, counts, self._ledger)
+            self._measurement.finish(record.groups, counts, self._ledger, skipped)
             record.tensors = self._measurement.columns
             places: Sequence[int] = self._measurement.places
             record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)

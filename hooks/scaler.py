@@ -1,0 +1,130 @@
+"""Sees gradient scaling: what a loss was multiplied by, whether gradients still carry the scale, and skipped steps.
+
+The wraps are on the class, never on the user's scaler, which is pickled and copied as ever. A skipped step of an optimizer that
+cannot take a scale (all but the fused ones) never reaches the optimizer's hooks; it shows as a `GradScaler.step` in which they
+did not fire. A fused optimizer is called, carries `grad_scale` and `found_inf` for the time of the call, and skips inside.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
+from stabkit.hooks.loss import Root, look_at
+
+__all__ = ["Scaling", "carried_scale", "found_inf", "install"]
+
+
+def install() -> list[Undo]:
+    """Patch the scalers: events "scaled" (scaler, outputs, result), "scaler_step_begin" and "scaler_step_end" (optimizer)."""
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp.sharded_grad_scaler"), "ShardedGradScaler", None)
+    classes = [c for c in (GradScaler, sharded) if c is not None]
+    wraps = {"scale": _wrap_scale, "step": _wrap_step}
+    undo = [patch_attribute(owner, name, wrap) for owner in classes for name, wrap in wraps.items()]
+    return [u for u in undo if u is not None]
+
+
+def _wrap_scale(original: Any) -> Any:
+    @functools.wraps(original)
+    def scale(self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, outputs, *args, **kwargs)
+        if not torch.compiler.is_compiling() and listening() and self.is_enabled():
+            notify("scaled", self, outputs, result)
+        return result
+
+    return scale
+
+
+def _wrap_step(original: Any) -> Any:
+    @functools.wraps(original)
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not listening() or not self.is_enabled():
+            return original(self, optimizer, *args, **kwargs)
+        notify("scaler_step_begin", optimizer)
+        finished = False
+        try:
+            result = original(self, optimizer, *args, **kwargs)
+            finished = True
+            return result
+        finally:
+            notify("scaler_step_end", optimizer, finished)
+
+    return step
+
+
+@dataclass
+class Scaling:
+    """What has been multiplied by a loss scale and not yet gone through backward.
+
+    Attributes:
+        scaler: The scaler last used, None where none is.
+        scale: Its scale when the last loss was multiplied by it; None where the last backward had an unscaled loss.
+    """
+
+    scaler: Any = None
+    scale: float | None = None
+    _fresh: bool = False
+    _results: list[tuple[weakref.ref[torch.Tensor], Root]] = field(default_factory=list)
+
+    def add(self, scaler: Any, outputs: Any, result: Any) -> None:
+        """A scaler multiplied `outputs`, a tensor or a sequence of them, which gave `result`."""
+        self.scaler, self.scale, self._fresh = scaler, _value_of(getattr(scaler, "_scale", None)), True
+        self._results = [(reference, root) for reference, root in self._results if reference() is not None]
+        before, after = (x if isinstance(x, (list, tuple)) else (x,) for x in (outputs, result))
+        for root, tensor in zip(look_at(before), after, strict=False):
+            if isinstance(tensor, torch.Tensor):
+                self._results.append((weakref.ref(tensor), root))
+
+    def unscaled(self, roots: Any) -> list[Root]:
+        """The roots of a backward call that begins, as they were before scaling.
+
+        A root that is the result of a scaling stands for what went in, exactly; one computed from such a result is divided.
+        """
+        tensors = roots if isinstance(roots, (tuple, list)) else (roots,)
+        known = [self._before_scaling(tensor) for tensor in tensors]
+        seen = look_at(roots)
+        if not self._fresh and not any(known):
+            self.scaler, self.scale = None, None
+        self._fresh = False
+        return [root or self._divided(other) for root, other in zip(known, seen, strict=True)]
+
+    def still_on(self, optimizer: Any) -> float:
+        """The factor that this optimizer's gradients still carry: 1 once `unscale_` has been called."""
+        if self.scaler is None or self.scale is None:
+            return 1.0
+        states = getattr(self.scaler, "_per_optimizer_states", {})
+        entry = states.get(id(optimizer), {})
+        return 1.0 if getattr(entry.get("stage"), "name", "READY") != "READY" else self.scale
+
+    def _before_scaling(self, tensor: Any) -> Root | None:
+        return next((root for reference, root in self._results if reference() is tensor), None)
+
+    def _divided(self, root: Root) -> Root:
+        if self.scale is not None and root.value is not None:
+            root.value = root.value / self.scale
+        return root
+
+
+def carried_scale(optimizer: Any) -> float:
+    """The factor on the gradients that a fused optimizer was told to take off in the step in progress; 1 for none."""
+    scale = _value_of(getattr(optimizer, "grad_scale", None))
+    return 1.0 if scale is None else scale
+
+
+def found_inf(optimizer: Any) -> bool:
+    """Whether a fused optimizer was told to skip the step in progress."""
+    return bool(_value_of(getattr(optimizer, "found_inf", None)))
+
+
+def _value_of(number: Any) -> float | None:
+    """A number, or that of a tensor on the CPU; NaN for one on a device, which is not read; None for nothing."""
+    if isinstance(number, torch.Tensor):
+        return number.item() if number.is_cpu else float("nan")
+    return None if number is None else float(number)
