@@ -15,10 +15,10 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
-# mypy reads the built wheel: there the packages lie where they are imported from.
+# mypy reads the built wheel: there the packages lie where they are imported from. An old build/ would add modules long gone.
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
-	rm -rf build/types && mkdir -p build/types
+	rm -rf build && mkdir -p build/types
 	$(BIN)/python -m pip wheel -q --no-deps -w build/types .
 	cd build/types && ../../$(BIN)/python -m zipfile -e *.whl . && cd ../.. && MYPYPATH=build/types $(BIN)/mypy -p stabkit
 

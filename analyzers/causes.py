@@ -37,7 +37,7 @@ def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
     rank = {code: i for i, code in enumerate(EXPLAINS)}
     everything = [finding for outcome in outcomes for finding in outcome.findings]
     known = (finding for finding in everything if finding.rule in EXPLAINS)
-    causes = sorted(known, key=lambda f: (f.rule not in ROOTS, f.first_step, rank[f.rule]))
+    causes = sorted(known, key=lambda f: (f.rule not in ROOTS, _good(f), rank[f.rule], f.first_step))
     inside: dict[int, list[Finding]] = {}
     taken: dict[int, Finding] = {}
     for cause in causes:
@@ -54,8 +54,11 @@ def _follows(other: Finding, cause: Finding) -> bool:
     """Whether it can follow and began after the cause did, which is not when the cause could first be told."""
     if other.rule not in EXPLAINS[cause.rule]:
         return False
-    good = cause.first_step - 1 if cause.last_good_step is None else cause.last_good_step
-    return good < began(other) <= cause.last_step + WITHIN
+    return _good(cause) < began(other) <= cause.last_step + WITHIN
+
+
+def _good(finding: Finding) -> int:
+    return finding.first_step - 1 if finding.last_good_step is None else finding.last_good_step
 
 
 def began(finding: Finding) -> int:

@@ -1,15 +1,15 @@
 """SK103 first-step-at-peak-rate.
 
 What it reports:    The first step is taken at a high rate, and only from the second on does the warmup act.
-Why it matters:     A scheduler that writes the rate after `optimizer.step()` leaves the constructor's rate to the first step:
-                    the one step for which the warmup was made is taken without it.
-How it decides:     The first rate is at least twice the second, and the third is higher than the second: a ramp that begins one
-                    step late.
+Why it matters:     A scheduler that writes the rate after `optimizer.step()` leaves the constructor's rate to the first
+                    step: the one step for which the warmup was made is taken without it.
+How it decides:     The first rate is at least twice the second, and the third is higher than the second: a ramp that
+                    begins one step late.
 Known false alarms: A schedule that deliberately takes one large step first.
-What to try:        Set the rate before the first step: call the scheduler once before the loop, or construct the optimizer with
-                    the warmup's first rate.
-References:         PyTorch documentation, torch.optim, "How to adjust learning rate": torch's own schedulers set the initial
-                    rate when they are constructed; hand-written ones often do not.
+What to try:        Set the rate before the first step: call the scheduler once before the loop, or construct the
+                    optimizer with the warmup's first rate.
+References:         PyTorch documentation, torch.optim, "How to adjust learning rate": torch's own schedulers set the
+                    initial rate when they are constructed; hand-written ones often do not.
 """
 
 from __future__ import annotations

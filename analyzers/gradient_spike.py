@@ -1,16 +1,20 @@
 """SK203 gradient-spike.
 
 What it reports:    A global gradient norm far above its own recent level, before clipping.
-Why it matters:     Gradient spikes often come some steps before loss spikes; unclipped, one can undo hundreds of steps, and Adam's
-                    moments carry it on for 50 to 200 more.
-How it decides:     Robust z-score of log(norm) against the last 100 finite values above 8 (level: median of their latest third;
-                    spread: MAD around their trend), with a floor of 0.1 on the spread: at least 2.2 times the recent level. Where clipping took the norm back to within twice
-                    the recent level of the used norm, it is information only. The tensor named first is the one whose own norm
-                    rose most over its own recent level. The first 20 steps are not judged.
-Known false alarms: Very small batches; rare long sequences; a loss that is summed rather than averaged over a varying batch.
+Why it matters:     Gradient spikes often come some steps before loss spikes; unclipped, one can undo hundreds of steps,
+                    and Adam's moments carry it on for 50 to 200 more.
+How it decides:     Robust z-score of log(norm) above 8, against the last 100 finite values (level: median of their latest
+                    third; spread: MAD around their trend), with a floor of 0.1 on the spread: at least 2.2 times the
+                    recent level. Where clipping took the norm back to within twice the recent level of the used norm, it
+                    is information only. The tensor named first is the one whose own norm rose most over its own recent
+                    level. The first 20 steps are not judged; spikes up to 30 steps apart are one.
+Known false alarms: Very small batches; rare long sequences; a loss that is summed rather than averaged over a varying
+                    batch.
 What to try:        Clip at the limit computed from the run's own recent norms (median + 3 robust standard deviations).
-References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for clipping by the run's own history; Huang et al.
-                    2025, arXiv 2501.06842 for the aftermath in the moments. 6 healthy runs never passed 8.
+References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for clipping by the run's own history; Huang et
+                    al. 2025, arXiv 2501.06842 for the aftermath in the moments. 8 is
+                    where a practitioner's monitor alerts on a single signal (6 where loss and gradient agree), set on the loss
+                    of 6 healthy runs of 130M-1.2B parameters; no calibration on gradients alone was found.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ class GradientSpike:
             yield self._finding(run, norm, np.exp(trailing.level), trailing.score, first, last)
 
     def _norm(self, run: RunLog) -> Series:
-        """The norm before clipping; the used one where the other is unknown for all of the first steps, which none is judged in."""
+        """The norm before clipping; the used one where the other is unknown in all of the first steps, which are not judged."""
         used = run.series("grad_norm_used")
         if not run.has("grad_norm") or np.isnan(run.series("grad_norm").values[: self.thresholds.least]).all():
             return used
@@ -102,7 +106,8 @@ class GradientSpike:
                          note="recent median"),
                 Evidence(metric="gradient z-score", observed=float(score[first]), expected=limits.score, step=step),
             ),
-            advice=f"Nothing, if it stays this rare: clipping multiplied it by {run.series('clip_coefficient').values[first]:.2g}." if absorbed
+            advice="Nothing, if it stays this rare: clipping multiplied it by "
+            f"{run.series('clip_coefficient').values[first]:.2g}." if absorbed
             else f"Clip the gradient norm at {clip:.2g}, the run's own recent median plus 3 robust standard deviations.",
         )  # fmt: skip
 

@@ -1,21 +1,23 @@
 """SK302 growth-towards-overflow.
 
 What it reports:    A tensor whose weights grow by a steady factor every step, unlike its past and unlike its peers.
-Why it matters:     Growth by a factor is patient and then sudden: the loss shows nothing until products of such weights leave
-                    the range of the number format, and then everything is NaN at once. By then the checkpoints hold it too.
-How it decides:     Slope of log(weight norm) over the last 50 steps: none of them among the first 50, where every matrix grows,
-                    nor in a rise of the rate, and at least 10 records over 40 steps. Growth by at least a factor 2 over them;
-                    not slowing (the later half at least 0.8 times as steep as the earlier, where ordinary early growth slows as
-                    1/t); at least 5 times the median slope of all matrices (where there are 3); and that for 10 steps in a row.
-                    The onset is the first step from which the slope over 25 steps stayed above half of the one reported.
-                    Steps left: log(largest finite number / largest weight) / slope, 65504 for float16, 3.4e38 for bfloat16 and
-                    float32. That is the most there can be: squares and products of weights get there earlier.
+Why it matters:     Growth by a factor is patient and then sudden: the loss shows nothing until products of such weights
+                    leave the range of the number format, and then everything is NaN at once. By then the checkpoints hold
+                    it too.
+How it decides:     Slope of log(weight norm) over the last 50 steps: none of them among the first 50, where every matrix
+                    grows, nor in a rise of the rate, and at least 10 records over 40 steps. Growth by at least a factor 2
+                    over them; not slowing (the later half at least 0.8 times as steep as the earlier, where ordinary
+                    early growth slows as 1/t); at least 5 times the median slope of all matrices (where there are 3); and
+                    that for 10 steps in a row. The onset is the first step from which the slope over 25 steps stayed
+                    above half of the one reported. Steps left: log(largest finite number / largest weight) / slope, 65504
+                    for float16, 3.4e38 for bfloat16 and float32. That is the most there can be: squares and products of
+                    weights get there earlier.
 Known false alarms: A scale-free matrix (before a normalisation) may grow without harm for a long time.
-What to try:        Weight decay on that tensor, of slope / rate; check the sign of the decay and what pushes it; QK-norm for
-                    attention projections.
+What to try:        Weight decay on that tensor, of slope / rate; check the sign of the decay and what pushes it; QK-norm
+                    for attention projections.
 References:         Zhang et al. 2022 (OPT, arXiv 2205.01068) saw norms drift before divergence; Wortsman et al. 2023,
-                    arXiv 2309.14322 on logit growth. The limits come from how slopes of norms behave: 1/t where updates are of
-                    constant size, constant where growth feeds itself.
+                    arXiv 2309.14322 on logit growth. The limits come from how slopes of norms behave: 1/t where updates
+                    are of constant size, constant where growth feeds itself.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ class GrowthTowardsOverflow:
         """One finding for the tensor that began first; others that grow likewise are named behind it."""
         growth = self._growth(run)
         if not np.isfinite(growth.slopes).any():
-            raise NotApplicable(f"no {self.thresholds.window} steps after the start hold {LEAST_RECORDS} finite records of a matrix")
+            window = self.thresholds.window
+            raise NotApplicable(f"no {window} steps after the start hold {LEAST_RECORDS} finite records of a matrix")
         firsts = {i: row for i in range(len(growth.names)) if (row := self._fires(run, growth, i)) is not None}
         if firsts:
             row = min(firsts.values())
@@ -126,7 +129,8 @@ class GrowthTowardsOverflow:
             & (earlier > 0)
             & (slopes[ends] > limits.over_peers * peers)
         )
-        growing &= ~_rate_rose(run, steps, limits.window)[:, None] & np.isfinite(run.table("weight_absmax").values[rows][:, columns])
+        growing &= np.isfinite(run.table("weight_absmax").values[rows][:, columns])
+        growing &= ~_rate_rose(run, steps, limits.window)[:, None]
         return _Growth(steps, tuple(table.tensors[i] for i in columns), logs, slopes, growing)
 
     def _fires(self, run: RunLog, growth: _Growth, i: int) -> int | None:
@@ -150,8 +154,8 @@ class GrowthTowardsOverflow:
         decay = f" (a decay of {slope / rate:.2g} at this rate would hold it)" if rate > 0 else ""
         return found(
             RULE,
-            message=f"{name} has grown by {np.expm1(slope):.2%} a step since about step {onset}: at step {step} at most {left} steps "
-            "from overflow",
+            message=f"{name} has grown by {100 * np.expm1(slope):.2g} % a step since about step {onset}: at step {step} "
+            f"at most {left} steps from overflow",
             first_step=step,
             last_step=int(growth.steps[last]),
             event_step=onset,
@@ -165,7 +169,8 @@ class GrowthTowardsOverflow:
                          note="largest finite number of the format"),
                 Evidence(metric="steps left", observed=float(left), step=step, tensor=name, note="at most, at this pace"),
             ),
-            advice=f"Stop the growth of {name}: check the sign and size of its weight decay{decay} and restart from about step {onset}.",
+            advice=f"Stop the growth of {name}: check the sign and size of its weight decay{decay} and restart from about step "
+            f"{onset}.",
         )  # fmt: skip
 
 

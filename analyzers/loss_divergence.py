@@ -1,14 +1,16 @@
 """SK202 loss-divergence.
 
 What it reports:    A loss that left the level it had reached and stayed away.
-Why it matters:     The run is lost unless something changes: what it does from here on makes it worse or costs compute for nothing.
-How it decides:     The median of the last 20 finite losses exceeds the lowest such median so far by more than half of what had been
-                    gained since the start, by 6 times the run's own noise and by 10 %, for a fifth of the steps so far (at least
-                    20, at most 100) without a break.
+Why it matters:     The run is lost unless something changes: what it does from here on makes it worse or costs compute
+                    for nothing.
+How it decides:     The median of the last 20 finite losses exceeds the lowest such median so far by more than half of
+                    what had been gained since the start, by 6 times the run's own noise and by 10 %, for a fifth of the
+                    steps so far (at least 20, at most 100) without a break. Departures up to 100 losses apart are one.
 Known false alarms: A switch to harder data or another objective; weights re-initialised on purpose.
-What to try:        Go back to a checkpoint at or before the last good step; skip the batches in between; resume at a lower rate.
-References:         PaLM (Chowdhery et al. 2022, arXiv 2204.02311) restarted about 100 steps back and skipped batches; OPT-175B
-                    (Zhang et al. 2022, arXiv 2205.01068) lowered the rate.
+What to try:        Go back to a checkpoint at or before the last good step; skip the batches in between; resume at a
+                    lower rate.
+References:         PaLM (Chowdhery et al. 2022, arXiv 2204.02311) restarted about 100 steps back and skipped batches;
+                    OPT-175B (Zhang et al. 2022, arXiv 2205.01068) lowered the rate.
 """
 
 from __future__ import annotations
@@ -87,8 +89,8 @@ class LossDivergence:
                              note=f"median of {limits.window}, against its lowest so far"),
                     Evidence(metric="loss noise", observed=float(noise[decided]), step=int(steps[decided]), note="1.4826 MAD"),
                 ),
-                advice=f"Restart from a checkpoint at or before step {good}, at half the rate; if the same batches break it again, "
-                "skip them.",
+                advice=f"Restart from a checkpoint at or before step {good}, at half the rate; if the same batches break it "
+                "again, skip them.",
             )  # fmt: skip
 
     def _departures(self, away: Flags) -> list[tuple[int, int, int]]:

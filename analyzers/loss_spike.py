@@ -1,17 +1,19 @@
 """SK201 loss-spike.
 
 What it reports:    A loss far above its own recent level.
-Why it matters:     The optimizer took a step it could not afford, or met data it did not expect. Repeated spikes often come before
-                    divergence, and each costs the steps it takes to return.
-How it decides:     Robust z-score of log(loss) (of the loss itself where it is not always positive) above 6, and at least 5 %
-                    above its recent level: the median of the latest third of the last 100 finite values, the spread taken
-                    around their own trend. Outliers stay out of the baseline; spikes up to 30 steps apart are one. The first
-                    20 steps have no baseline and are not judged.
+Why it matters:     The optimizer took a step it could not afford, or met data it did not expect. Repeated spikes often
+                    come before divergence, and each costs the steps it takes to return.
+How it decides:     Robust z-score of log(loss) (of the loss itself from its first value on that is not positive) above 6,
+                    and at least 5 % above its recent level: the median of the latest third of the last 100 finite values,
+                    the spread taken around their own trend. Outliers stay out of the baseline; spikes up to 30 steps
+                    apart are one. The first 20 steps have no baseline and are not judged, nor is a loss after 100 zeros:
+                    there is no noise to measure against.
 Known false alarms: A change of the data mix; batches of very unequal difficulty; an epoch boundary.
-What to try:        Look at the batches of the steps named. Clip the gradient norm; lower beta2 (0.95 is usual for language models)
-                    or the peak rate.
-References:         Robust z-score with window 100 and limit 6 on logs: 6 healthy runs of 130M-1.2B parameters stayed below 4.5.
-                    OLMo 2 (arXiv 2501.00656) counts values 7 standard deviations out. There is no agreed definition of a spike.
+What to try:        Look at the batches of the steps named. Clip the gradient norm; lower beta2 (0.95 is usual for
+                    language models) or the peak rate.
+References:         Robust z-score with window 100 and limit 6 on logs: 6 healthy runs of 130M-1.2B parameters stayed
+                    below 4.5. OLMo 2 (arXiv 2501.00656) counts values 7 standard deviations out. There is no agreed
+                    definition of a spike.
 """
 
 from __future__ import annotations
@@ -78,6 +80,6 @@ class LossSpike:
                 Evidence(metric="loss z-score", observed=float(loss.score[first]), expected=self.thresholds.score, step=step,
                          note="on log(loss)" if loss.logarithmic[first] else "on the loss"),
             ),
-            advice=f"Look at the batch of step {step}, and at step {step - 1}, which made the weights it met. If such batches are to "
-            "stay: clip the gradient norm, or lower beta2 or the rate.",
+            advice=f"Look at the batch of step {step}, and at step {step - 1}, which made the weights it met. If such batches "
+            "are to stay: clip the gradient norm, or lower beta2 or the rate.",
         )  # fmt: skip

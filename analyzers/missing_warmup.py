@@ -1,19 +1,20 @@
 """SK101 missing-warmup.
 
 What it reports:    Adam starts at its full rate, and its first updates are a large part of the weights they change.
-Why it matters:     Adam's first step is a sign step: every weight moves by the learning rate, however small its gradient. At the
-                    peak rate that can replace the initialisation, and the second moment that should restrain later steps rests
-                    on a handful of gradients. Such runs blow up, or settle at a worse loss.
-How it decides:     In the first 10 steps the rate has not risen (within 5 % of the first step's), and the update-to-weight ratio
-                    of a matrix passes 0.1. At the first step that ratio is lr / RMS(W) exactly. Information up to 0.5, a warning
-                    above, an error once the loss within 50 steps passes 1.5 times its first value or is no longer finite.
-                    The configuration alone is no evidence: a small rate needs no warmup. Matrices that start at zero are left out.
+Why it matters:     Adam's first step is a sign step: every weight moves by the learning rate, however small its gradient.
+                    At the peak rate that can replace the initialisation, and the second moment that should restrain later
+                    steps rests on a handful of gradients. Such runs blow up, or settle at a worse loss.
+How it decides:     In the first 10 steps the rate has not risen (within 5 % of the first step's), and the
+                    update-to-weight ratio of a matrix passes 0.1. At the first step that ratio is lr / RMS(W) exactly.
+                    Information up to 0.5, a warning above, an error once the loss within 50 steps passes 1.5 times its
+                    first value or is no longer finite. The configuration alone is no evidence: a small rate needs no
+                    warmup. Matrices that start at zero are left out.
 Known false alarms: A ratio between 0.1 and 0.5 often does no lasting harm: hence information only.
-What to try:        A linear warmup of 2 / (1 - beta2) steps. Where that is more than a tenth of the run: a warmup of a tenth with
-                    the peak rate at which the first update is 5 % of the weights, or a smaller beta2.
-References:         Ma and Yarats 2019, arXiv 1910.04209 (length); Liu et al. 2019, arXiv 1908.03265 (variance of the second
-                    moment); Kosson et al. 2024, arXiv 2410.23922 (angular updates). The limits 0.1 and 0.5 lie between ratios
-                    seen to be harmless (0.05) and to break small language models (1.5).
+What to try:        A linear warmup of 2 / (1 - beta2) steps. Where that is more than a tenth of the run: a warmup of a
+                    tenth with the peak rate at which the first update is 5 % of the weights, or a smaller beta2.
+References:         Ma and Yarats 2019, arXiv 1910.04209 (length); Liu et al. 2019, arXiv 1908.03265 (variance of the
+                    second moment); Kosson et al. 2024, arXiv 2410.23922 (angular updates). The limits 0.1 and 0.5 lie
+                    between ratios seen to be harmless (0.05) and to break small language models (1.5).
 """
 
 from __future__ import annotations

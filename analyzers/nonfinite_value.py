@@ -1,18 +1,20 @@
 """SK301 nonfinite-value.
 
-What it reports:    The first NaN or infinity in the loss, a gradient or a weight, in which tensor, and what grew before it.
-Why it matters:     Once a weight is not finite, every later step is void. The first place seen is where to look, not always the
-                    cause: that is often a growth that began earlier.
-How it decides:     Counts of elements that are not finite. In one step the loss comes before gradients, gradients before weights.
-                    Backward runs from the last layer to the first, so where only some gradients are affected the one latest
-                    in the model comes first. Clipping by a norm that is not finite spreads it to every gradient: then no tensor
-                    is named. Steps that a GradScaler skipped are its ordinary work and do not count. A matrix that grew at
-                    least 4-fold over the 50 steps before, and 4 times as much as the median matrix, is told as a precursor.
+What it reports:    The first NaN or infinity in the loss, a gradient or a weight, in which tensor, and what grew before
+                    it.
+Why it matters:     Once a weight is not finite, every later step is void. The first place seen is where to look, not
+                    always the cause: that is often a growth that began earlier.
+How it decides:     Counts of elements that are not finite. In one step the loss comes before gradients, gradients before
+                    weights. Backward runs from the last layer to the first, so where only some gradients are affected the
+                    one latest in the model comes first. Clipping by a norm that is not finite spreads it to every
+                    gradient: then no tensor is named. Steps that a GradScaler skipped are its ordinary work and do not
+                    count. A matrix that grew at least 4-fold over the 50 steps before, and 4 times as much as the median
+                    matrix, is told as a precursor.
 Known false alarms: A loss that is NaN by design on empty batches, if it is not stepped on.
-What to try:        Restart from a checkpoint at or before the last good step. With a finite loss and gradients before it, rerun that
-                    step alone under torch.autograd.set_detect_anomaly(True) on the same batch.
-References:         Micikevicius et al. 2017, arXiv 1710.03740; Llama 3 (arXiv 2407.21783) on silent hardware faults: rerun the step
-                    before blaming the recipe.
+What to try:        Restart from a checkpoint at or before the last good step. With a finite loss and gradients before it,
+                    rerun that step alone under torch.autograd.set_detect_anomaly(True) on the same batch.
+References:         Micikevicius et al. 2017, arXiv 1710.03740; Llama 3 (arXiv 2407.21783) on silent hardware faults:
+                    rerun the step before blaming the recipe.
 """
 
 from __future__ import annotations
@@ -121,8 +123,9 @@ class NonfiniteValue:
             # Early in training gradients of all matrices grow together; a precursor stands out of that too.
             if growth[worst] >= limits.growth * max(1.0, float(np.median(growth[judged]))):
                 found_before.append(
-                    Evidence(metric=metric, observed=float(end[worst]), expected=float(start[worst]), step=int(table.steps[rows[-1]]),
-                             tensor=table.tensors[worst], note=f"{growth[worst]:.2g}-fold in {len(rows)} steps")
+                    Evidence(metric=metric, observed=float(end[worst]), expected=float(start[worst]),
+                             step=int(table.steps[rows[-1]]), tensor=table.tensors[worst],
+                             note=f"{growth[worst]:.2g}-fold in {len(rows)} steps")
                 )  # fmt: skip
         return tuple(found_before)
 

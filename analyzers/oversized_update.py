@@ -1,14 +1,15 @@
 """SK102 oversized-update.
 
 What it reports:    An update more than half the size of the weights it changes.
-Why it matters:     Such a step does not refine a matrix, it replaces it. What the initialisation or the training so far had made
-                    of it is gone, and the layers behind it were fitted to what it was.
-How it decides:     Update norm over weight norm before the step, per matrix, above 0.5, at any step. Matrices that start at
-                    (almost) zero, biases and norm scales are left out: relative to nothing every update is large.
+Why it matters:     Such a step does not refine a matrix, it replaces it. What the initialisation or the training so far
+                    had made of it is gone, and the layers behind it were fitted to what it was.
+How it decides:     Update norm over weight norm before the step, per matrix, above 0.5, at any step. Matrices that start
+                    at (almost) zero, biases and norm scales are left out: relative to nothing every update is large.
 Known false alarms: A matrix that is meant to be overwritten, such as a re-initialised head.
 What to try:        A peak rate at which the update is 5 % of the weights: the rate divided by ratio / 0.05.
-References:         You et al. 2017, arXiv 1708.03888 (the ratio); Kosson et al. 2024, arXiv 2305.17212 (in balance it is about
-                    sqrt(2 lr wd), a percent). 0.5 lies between what small language models survived (0.05) and did not (1.5).
+References:         You et al. 2017, arXiv 1708.03888 (the ratio); Kosson et al. 2024, arXiv 2305.17212 (in balance it is
+                    about sqrt(2 lr wd), a percent). 0.5 lies between what small language models survived (0.05) and did
+                    not (1.5).
 """
 
 from __future__ import annotations
@@ -77,5 +78,6 @@ class OversizedUpdate:
 
 
 def _advice(lr: float, ratio: float, step: int) -> str:
-    change = f"from {lr:.3g} to {lr * SAFE_RATIO / ratio:.2g}" if math.isfinite(lr) else f"by a factor of {ratio / SAFE_RATIO:.2g}"
+    known = math.isfinite(lr)
+    change = f"from {lr:.3g} to {lr * SAFE_RATIO / ratio:.2g}" if known else f"by a factor of {ratio / SAFE_RATIO:.2g}"
     return f"Lower the rate at step {step} {change}: there the update would be 5 % of the weights."

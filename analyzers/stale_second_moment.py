@@ -1,22 +1,22 @@
 """SK204 stale-second-moment.
 
 What it reports:    Gradients that have outgrown Adam's second moment: g^2 far above v-hat over a whole tensor.
-Why it matters:     v is an average over about 1 / (1 - beta2) steps. When gradients grow faster than that, the denominator is
-                    still the old one and the update is too large. In language-image training such steps came 1 to 8 steps
-                    before loss spikes.
-How it decides:     rms_ratio = sqrt(mean(g^2 / max(v-hat, eps^2))) of a matrix above min(2.3, 0.6 / sqrt(1 - beta2)) and above
-                    1.5 times the largest value of its last 500 records outside such events, in two tensors at once or in one
-                    for two of three records. The ratio cannot pass 1 / sqrt(1 - beta2): for beta2 up to 0.811 2.3 is out of
-                    reach and the rule does not apply. Not before 1 / (1 - beta2) steps (at least 100), nor while the rate
-                    still rises or reached its peak less than 20 steps ago: until then v-hat averages over the very first
-                    gradients too, and healthy runs reach ratios of 3 to 7. Embeddings are left out: a rare row's first
-                    gradient always looks so.
+Why it matters:     v is an average over about 1 / (1 - beta2) steps. When gradients grow faster than that, the
+                    denominator is still the old one and the update is too large. In language-image training such steps
+                    came 1 to 8 steps before loss spikes.
+How it decides:     rms_ratio = sqrt(mean(g^2 / max(v-hat, eps^2))) of a matrix above min(2.3, 0.6 / sqrt(1 - beta2)) and
+                    above 1.5 times the largest value of its last 500 records outside such events, in two tensors at once
+                    or in one for two of three records. The ratio cannot pass 1 / sqrt(1 - beta2): for beta2 up to 0.811
+                    2.3 is out of reach and the rule does not apply. Not before 1 / (1 - beta2) steps (at least 100), nor
+                    while the rate still rises or reached its peak less than 20 steps ago: until then v-hat averages over
+                    the very first gradients too, and healthy runs reach ratios of 3 to 7. Embeddings are left out: a rare
+                    row's first gradient always looks so.
 Known false alarms: About 0.5 per 1,000 steps in small healthy language models at high rates. It does not see the opposite
                     mechanism, a second moment that has decayed too far.
-What to try:        A second moment with a memory five times shorter (1 - beta2 five times as large, beta2 not below 0.9); or
-                    divide the tensor's rate by its rms_ratio where that is above 1, as StableAdamW does.
-References:         Wortsman et al. 2023, arXiv 2304.13013 (signal and 2.3); Shazeer and Stern 2018, arXiv 1804.04235 (update
-                    clipping). The ceiling follows from v-hat >= (1 - beta2) g^2.
+What to try:        A second moment with a memory five times shorter (1 - beta2 five times as large, beta2 not below 0.9);
+                    or divide the tensor's rate by its rms_ratio where that is above 1, as StableAdamW does.
+References:         Wortsman et al. 2023, arXiv 2304.13013 (signal and 2.3); Shazeer and Stern 2018, arXiv 1804.04235
+                    (update clipping). The ceiling follows from v-hat >= (1 - beta2) g^2.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class StaleSecondMoment:
         limit = np.minimum(limits.ratio, limits.share_of_ceiling * ceiling)
         judged = np.array([t.role == "matrix" for t in run.tensors], dtype=bool) & (ceiling > limits.ratio)
         judged &= (steps[:, None] >= np.maximum(limits.early, np.round(1 / (1 - beta2)))) & np.isfinite(values)
-        judged &= (_rate_has_settled(run, limits.settle)[rows_of(run, steps)] & (rows_of(run, steps) >= RULE.min_steps - 1))[:, None]
+        rows = rows_of(run, steps)
+        judged &= (_rate_has_settled(run, limits.settle)[rows] & (rows >= RULE.min_steps - 1))[:, None]
         if not judged.any():
             raise NotApplicable(_why_not(run, beta2, limits))
         usual = np.where(np.isfinite(values) & (ceiling > limits.ratio), values, 0.0)
@@ -101,15 +102,15 @@ class StaleSecondMoment:
                 state=State.ONGOING if lasts(last, len(values)) else State.RECOVERED,
                 tensors=tuple(table.tensors[i] for i in order[:5]),
                 evidence=(
-                    Evidence(metric="rms_ratio", observed=worst, expected=float(limit[first, order[0]]), step=step, tensor=culprit,
-                             note=f"ceiling {1 / np.sqrt(1 - memory):.1f} at beta2 {memory:g}"),
+                    Evidence(metric="rms_ratio", observed=worst, expected=float(limit[first, order[0]]), step=step,
+                             tensor=culprit, note=f"ceiling {1 / np.sqrt(1 - memory):.1f} at beta2 {memory:g}"),
                 ),
                 advice=_advice(culprit, memory, worst, rate_at(run, step)),
             )  # fmt: skip
 
 
 def _beta2_of_tensors(run: RunLog, rows: Indices) -> Array:
-    """The beta2 of each tensor at each of the rows [rows, tensors], from its group; NaN where it is not known or not below 1."""
+    """The beta2 of each tensor at each of the rows [rows, tensors], from its group; NaN where unknown or not below 1."""
     groups = run.table("beta2").values
     of_tensor = np.array([min(t.group or 0, groups.shape[1] - 1) for t in run.tensors], dtype=np.int64)
     beta2: Array = groups[np.ix_(rows, of_tensor)]

@@ -35,7 +35,7 @@ class EarlyUpdates:
 
 
 def early_updates(run: RunLog) -> EarlyUpdates:
-    """Update-to-weight ratios [steps from 1, tensors] of matrices and embeddings whose weights are not (almost) zero at the start.
+    """Update-to-weight ratios [steps from 1, tensors] of matrices and embeddings that do not start at (almost) zero.
 
     Causal all the same: a tensor has no ratio before its first weight norm.
     """

@@ -1,8 +1,8 @@
 """SK104 zero-rate-step.
 
 What it reports:    Steps taken at a rate of exactly zero.
-Why it matters:     They cost a batch each and change nothing. The first step of many warmups is one: a factor of step / warmup
-                    counted from 0. Adam's moments do move on, so the step is not quite as if it had not been.
+Why it matters:     They cost a batch each and change nothing. The first step of many warmups is one: a factor of step /
+                    warmup counted from 0. Adam's moments do move on, so the step is not quite as if it had not been.
 How it decides:     The rate of every parameter group is 0.
 Known false alarms: A frozen phase on purpose; the last step of a schedule that ends at zero.
 What to try:        Count from 1: (step + 1) / warmup.
@@ -41,9 +41,12 @@ class ZeroRateStep:
                 last_step=end,
                 state=State.ONGOING if last == len(zero) - 1 else State.RECOVERED,
                 evidence=(Evidence(metric="lr", observed=0.0, step=begin),),
-                advice=f"Count the warmup from 1, as in (step + 1) / warmup, so that {'the first batch is' if count == 1 else f'{count} batches are'} not wasted."
-                if begin == 1
-                else f"If the schedule ends here, end it one step later or at a small rate; if not, look at the schedule at step {begin}.",
+                advice=_advice(begin, count),
             )  # fmt: skip
 
 
+def _advice(begin: int, count: int) -> str:
+    if begin == 1:
+        wasted = "the first batch is" if count == 1 else f"the first {count} batches are"
+        return f"Count the warmup from 1, as in (step + 1) / warmup, so that {wasted} not wasted."
+    return f"If the schedule ends here, end it one step later or at a small rate; if not, look at the schedule at step {begin}."

@@ -101,8 +101,8 @@ def main() -> None:
     text = "\n".join([
         "# Overhead of watching every step",
         "",
-        f"{date.today()}, {platform.machine()}, {platform.processor() or 'CPU'}, {args.threads} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, statistics by {backend()}. "
+        f"{date.today()}, {platform.machine()}, {args.threads} threads, torch {torch.__version__}, Python "
+        f"{platform.python_version()}, statistics by {backend()}. "
         f"`python benchmarks/overhead.py --pairs {args.pairs} --steps {args.steps} --threads {args.threads} --write`",
         "",
         "Demo model (3.3 million parameters, 1024 tokens a step), forward to optimizer step. Watched over bare, interleaved.",

@@ -14,6 +14,7 @@ import argparse
 import math
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,12 @@ SIZES = {"1m": (128, 5, 4), "10m": (320, 8, 5), "100m": (768, 14, 12)}  # width,
 CONTEXT = 128
 
 
+def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Turn each pair of features [batch, heads, time, features] by an angle that grows with the position."""
+    (a, b), (cos, sin) = x.chunk(2, dim=-1), rotation.to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions: [batch, time, width] -> the same."""
 
@@ -33,11 +40,10 @@ class Attention(nn.Module):
         self.heads = heads
         self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
 
-    def forward(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotation: torch.Tensor) -> Any:
         q, k, v = (part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, is_causal=True)
-        mixed: torch.Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return mixed
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -49,9 +55,8 @@ class SwiGLU(nn.Module):
         self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gated: torch.Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return gated
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Layer(nn.Module):
@@ -59,12 +64,12 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
-        self.attention, self.ffn = Attention(width, heads), SwiGLU(width)
+        self.norm1, self.attention = nn.RMSNorm(width, eps=1e-5), Attention(width, heads)
+        self.norm2, self.ffn = nn.RMSNorm(width, eps=1e-5), SwiGLU(width)
 
-    def forward(self, x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotation: torch.Tensor) -> Any:
         x = x + self.attention(self.norm1(x), rotation)
-        return torch.add(x, self.ffn(self.norm2(x)))
+        return x + self.ffn(self.norm2(x))
 
 
 class Llama(nn.Module):
@@ -78,34 +83,26 @@ class Llama(nn.Module):
         for name, weight in self.named_parameters():
             if weight.dim() == 2:  # what adds to the residual stream starts smaller, the more layers there are
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers if name.endswith(("out.weight", "down.weight")) else 1))
+        nn.init.normal_(self.embed.weight, std=0.02 if tied else 1.0)  # RMSNorm divides by its size: small, large gradients
         if tied:
             self.head.weight = self.embed.weight
-        else:
-            nn.init.normal_(self.embed.weight)  # RMSNorm divides by its size: small would mean large gradients
         angles = torch.outer(torch.arange(CONTEXT), 10000.0 ** -(torch.arange(0, width // heads, 2) / (width // heads)))
         self.register_buffer("rotation", torch.stack([angles.cos(), angles.sin()]), persistent=False)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor) -> Any:
         x = self.embed(tokens)
         for layer in self.layers:
             x = layer(x, self.rotation)
-        logits: torch.Tensor = self.head(self.norm(x))
-        return logits
-
-
-def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of features [batch, heads, time, features] by an angle that grows with the position."""
-    (a, b), (cos, sin) = x.chunk(2, dim=-1), rotation.to(x.dtype)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        return self.head(self.norm(x))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     option("--size", choices=SIZES, default="1m", help="number of parameters, about")
-    option("--device", default="cpu", help='such as "cuda"')
+    option("--device", type=torch.device, default="cpu", help="such as cuda")
     option("--precision", choices=["bf16", "fp32"], help="bf16 by default, on the CPU fp32")
-    option("--steps", type=int, default=200)
+    option("--steps", type=int, default=150)
     option("--batch", type=int, default=4, help=f"sequences of {CONTEXT} bytes per backward")
     option("--accumulate", type=int, default=1, help="backwards per step")
     option("--lr", type=float, default=1e-3, help="peak rate")
@@ -113,13 +110,11 @@ def main() -> None:
     option("--tied", action="store_true", help="let the head share the embedding")
     option("--logdir", type=Path, default=Path("runs/llama"))
     args = parser.parse_args()
-    device = torch.device(args.device)
-    bf16 = args.precision == "bf16" or (args.precision is None and device.type != "cpu")
+    bf16 = args.precision == "bf16" or (args.precision is None and args.device.type != "cpu")
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     text = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in sources)), dtype=torch.uint8)
-
     torch.manual_seed(0)
-    model = Llama(*SIZES[args.size], args.tied).to(device)
+    model = Llama(*SIZES[args.size], args.tied).to(args.device)
     parameters = list(model.parameters())
     matrices, norms = [p for p in parameters if p.dim() == 2], [p for p in parameters if p.dim() == 1]
     optimizer = torch.optim.AdamW(matrices, lr=args.lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
@@ -134,20 +129,20 @@ def main() -> None:
     print(f"{sum(p.numel() for p in parameters):,} parameters, {len(text):,} bytes of text")
     with stabkit.watch(model, optimizer, args.logdir, total_steps=args.steps):
         for step in range(1, args.steps + 1):
-            total = torch.zeros((), device=device)
+            total = torch.zeros((), device=args.device)
             for _ in range(args.accumulate):
                 places = torch.randint(len(text) - CONTEXT, (args.batch, 1)) + torch.arange(CONTEXT + 1)
-                window = text[places].to(device).long()
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                window = text[places].to(args.device).long()
+                with torch.autocast(args.device.type, torch.bfloat16, enabled=bf16):
                     loss = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten()) / args.accumulate
                 loss.backward()
                 total += loss.detach()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
             if step == 1 or step % 20 == 0:
                 print(f"step {step:5}   loss {total.item():.3f}   lr {schedule.get_last_lr()[0]:.2e}")
+            schedule.step()
 
 
 if __name__ == "__main__":

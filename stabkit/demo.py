@@ -9,6 +9,7 @@ import math
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,7 +74,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(attended.transpose(1, 2).reshape(b, t, c))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        out: torch.Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return out
 
 
 class GPT(nn.Module):
@@ -131,13 +133,14 @@ def demo(directory: Path, seed: int, steps: int, say: Callable[[str], None]) -> 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     runs = {"healthy": HEALTHY, "no-warmup": NO_WARMUP}
-    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.2f}"))
+    loss_column = TextColumn("loss {task.fields[loss]:.2f}")
+    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), loss_column, TimeRemainingColumn())
     paths = []
     for name, recipe in runs.items():
         recipe = replace(recipe, seed=seed, steps=steps)
-        with Progress(*columns, TimeRemainingColumn()) as progress:
-            task = progress.add_task(name, total=steps, loss=math.nan)
-            final = train(recipe, directory / name, lambda step, loss: progress.update(task, completed=step, loss=loss))
+        with Progress(*columns) as progress:
+            show = partial(progress.update, progress.add_task(name, total=steps, loss=math.nan))
+            final = train(recipe, directory / name, lambda step, loss, show=show: show(completed=step, loss=loss))
         say(f"{name}: rate {recipe.lr:g}, warmup {recipe.warmup} steps, loss {final:.3f} in the last 20 of {steps} steps")
         paths.append(directory / name)
     return paths

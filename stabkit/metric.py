@@ -96,7 +96,8 @@ def _plain(column: str) -> Callable[[Columns, Array], Array]:
 def _divide(a: Any, b: Any) -> Array:
     """a / b, missing (NaN) where b is zero: a ratio to nothing is never invented."""
     a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
+    quotient: Array = np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
+    return quotient
 
 
 def _cosine(c: Columns, n: Array) -> Array:
@@ -154,10 +155,10 @@ TENSOR_METRICS: tuple[Metric, ...] = (
 )  # fmt: skip
 
 STEP_METRICS: tuple[Metric, ...] = (
-    Metric("loss", "", "step", "loss of the step: the sum of its backward roots where they were divided or differ, else their mean"),
+    Metric("loss", "", "step", "the sum of the step's backward roots where they were divided or differ, else their mean"),
     Metric("loss_sum", "", "step", "sum of the backward roots of the step"),
     Metric("backward_count", "", "step", "number of backward calls since the previous step"),
-    Metric("loss_reduction", "", "step", "how loss came from the roots: 0 none seen, 1 a single root, 2 their sum, 3 their mean"),
+    Metric("loss_reduction", "", "step", "how loss came from its roots: 0 none seen, 1 single, 2 their sum, 3 their mean"),
     Metric("lr", "", "group", "learning rate of each parameter group, the one the step used"),
     Metric("weight_decay", "", "group", "weight decay of each parameter group"),
     Metric("beta1", "", "group", "decay of the first moment"),

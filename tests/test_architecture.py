@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = {"metric", "errors", "finding", "runlog", "hooks", "analyzers", "sources", "report", "dashboard", "watch", "demo", "cli"}
+ROOMS = {
+    *("metric", "errors", "finding", "runlog", "hooks", "analyzers"),
+    *("sources", "report", "dashboard", "watch", "demo", "cli"),
+}
 ALWAYS = {"metric", "errors", "__version__"}
 ARROWS = {
     "metric": set(),
@@ -83,7 +86,9 @@ def test_every_package_is_in_the_wheel(root: Path) -> None:
     config = configparser.ConfigParser()
     config.read(root / "setup.cfg")
     declared = set(config["options"]["packages"].split())
-    present = {"stabkit." + p.parent.relative_to(root).as_posix().replace("/", ".") for p in root.glob("hooks/**/__init__.py")}
-    present |= {"stabkit." + p.parent.relative_to(root).as_posix().replace("/", ".") for p in root.glob("analyzers/**/__init__.py")}
-    present |= {p.parent.relative_to(root).as_posix().replace("/", ".") for p in root.glob("stabkit/**/__init__.py")}
+
+    def packages(folder: str) -> set[str]:
+        return {p.parent.relative_to(root).as_posix().replace("/", ".") for p in root.glob(f"{folder}/**/__init__.py")}
+
+    present = packages("stabkit") | {f"stabkit.{name}" for name in packages("hooks") | packages("analyzers")}
     assert declared == present

@@ -44,7 +44,7 @@ def test_the_command_trains_both_and_judges_both(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_verdicts_and_the_remedy_hold_over_seeds(tmp_path: Path) -> None:
-    """Healthy: clear. Broken: dated within ten steps. Healed by the advice, at the same budget: clear, and as good as healthy."""
+    """Healthy: clear. Broken: dated within ten steps. Healed as advised, at the same budget: clear, and as good as healthy."""
     healthy, broken, healed = {}, {}, {}
     for seed in SEEDS:
         runs = {"healthy": replace(HEALTHY, seed=seed), "broken": replace(NO_WARMUP, seed=seed)}

@@ -38,9 +38,10 @@ def run(*command: object, cwd: Path, **env: str) -> str:
     return done.stdout
 
 
-def copy(root: Path, target: Path) -> Path:
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a checkout holds, so that building leaves nothing behind and finds nothing stale."""
-    target.mkdir()
+    root, target = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("tree")
     for path in root.iterdir():
         if path.is_file() and not path.name.startswith("."):
             shutil.copy(path, target)
@@ -50,25 +51,25 @@ def copy(root: Path, target: Path) -> Path:
     return target
 
 
-def build_wheel(root: Path, directory: Path, *options: str, **env: str) -> Path:
+def build_wheel(tree: Path, directory: Path, *options: str, **env: str) -> Path:
     """A wheel of the tree; without isolation, and so without the network, unless told otherwise."""
-    tree = copy(root, directory / "tree")
+    again = shutil.copytree(tree, directory / "tree")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *(options or ["--no-build-isolation"])]
-    run(*command, "-w", directory, tree, cwd=directory, **env)
+    run(*command, "-w", directory, again, cwd=directory, **env)
     (wheel,) = directory.glob("*.whl")
     return wheel
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel as it is built here."""
-    return build_wheel(Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("wheel"))
+    return build_wheel(tree, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
-def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pure_wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a machine without a compiler."""
-    return build_wheel(Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("pure"), **NO_COMPILER)
+    return build_wheel(tree, tmp_path_factory.mktemp("pure"), **NO_COMPILER)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +80,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def install(wheel: Path, folder: Path) -> Path:
     """Install a wheel into a folder of its own."""
+    folder.mkdir(exist_ok=True)
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", folder, wheel, cwd=folder)
     return folder
 
 
 def python(folder: Path, cwd: Path, *args: str) -> str:
-    """What Python printed with that folder at the front of its path. `-S` and the site packages by hand: without the finder of an
-    editable installation, which would shadow the folder."""
+    """What Python printed with that folder at the front of its path."""
+    # With -S and the site packages by hand: without the finder of an editable installation, which could hide the folder.
     packages = sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]
     return run(sys.executable, "-S", *args, cwd=cwd, PYTHONPATH=os.pathsep.join([str(folder), *packages]))
 
@@ -102,20 +104,20 @@ def described(wheel: Path, name: str) -> Message:
     return Parser().parsestr(archive.read(path).decode())
 
 
-def modules(root: Path) -> set[str]:
+def modules(tree: Path) -> set[str]:
     """Every module of the tree, as it is called in the wheel."""
-    found = {path.relative_to(root).as_posix() for path in (root / "stabkit").rglob("*.py")}
+    found = {path.relative_to(tree).as_posix() for path in (tree / "stabkit").rglob("*.py")}
     for room in ("hooks", "analyzers"):
-        found |= {f"stabkit/{path.relative_to(root).as_posix()}" for path in (root / room).rglob("*.py")}
+        found |= {f"stabkit/{path.relative_to(tree).as_posix()}" for path in (tree / room).rglob("*.py")}
     return found
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path, root: Path) -> None:
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path, tree: Path) -> None:
     held = {name for name in names(wheel) if ".dist-info/" not in name}
-    assert {name for name in held if name.endswith(".py")} == modules(root)
+    assert {name for name in held if name.endswith(".py")} == modules(tree)
     assert "stabkit/py.typed" in held
     assert {name.partition("/")[0] for name in held} == {"stabkit"}, "hooks and analyzers are packages of stabkit"
-    assert {name.removesuffix(".py") for name in held if name.endswith((".c", ".h", ".pyc"))} == set()
+    assert not [name for name in held if name.endswith((".c", ".h", ".pyc"))]
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="there is no C compiler")
@@ -127,19 +129,19 @@ def test_the_wheel_holds_the_extension_and_is_named_after_it(wheel: Path) -> Non
         assert "-cp310-abi3-" in wheel.name
 
 
-def test_a_wheel_without_the_extension_fits_every_platform(pure_wheel: Path, root: Path) -> None:
+def test_a_wheel_without_the_extension_fits_every_platform(pure_wheel: Path, tree: Path) -> None:
     assert pure_wheel.name == f"stabkit-{stabkit.__version__}-py3-none-any.whl"
     assert described(pure_wheel, "WHEEL")["Root-Is-Purelib"] == "true"
-    assert {name for name in names(pure_wheel) if ".dist-info/" not in name} == modules(root) | {"stabkit/py.typed"}
+    assert {name for name in names(pure_wheel) if ".dist-info/" not in name} == modules(tree) | {"stabkit/py.typed"}
 
 
-def test_the_metadata(wheel: Path, root: Path) -> None:
+def test_the_metadata(wheel: Path, tree: Path) -> None:
     metadata = described(wheel, "METADATA")
     assert (metadata["Name"], metadata["Version"]) == ("stabkit", stabkit.__version__)
     assert metadata["License-File"] == "LICENSE"
     assert any(name.endswith("LICENSE") for name in names(wheel))
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert str(metadata.get_payload()).strip() == (root / "README.md").read_text().strip()
+    assert str(metadata.get_payload()).strip() == (tree / "README.md").read_text().strip()
 
 
 def test_the_version_is_told_twice_and_is_the_same(root: Path) -> None:
@@ -173,21 +175,20 @@ def test_without_a_compiler_it_measures_all_the_same(pure_wheel: Path, tmp_path:
     assert python(folder, tmp_path, "-c", code).strip() == "reference"
 
 
-def test_installed_it_works_from_the_root_of_a_checkout(installed: Path, root: Path, tmp_path: Path) -> None:
+def test_installed_it_works_from_the_root_of_a_checkout(installed: Path, tree: Path) -> None:
     """There the folder stabkit/ hides the installed package, and has no hooks/ in it."""
-    tree = copy(root, tmp_path / "tree")
     code = "import sys, stabkit, stabkit.hooks, stabkit.analyzers; print(stabkit.__file__, 'hooks' in sys.modules)"
     assert python(installed, tree, "-c", code).split() == [str(tree / "stabkit/__init__.py"), "False"]
     assert "SK101" in python(installed, tree, "-m", "stabkit", "rules")
 
 
 @pytest.mark.slow
-def test_a_wheel_from_the_source_archive_is_the_same(wheel: Path, root: Path, tmp_path: Path) -> None:
-    tree = copy(root, tmp_path / "tree")
-    run(sys.executable, "-m", "build", "-o", tmp_path / "dist", tree, cwd=tmp_path)  # the wheel is built from the archive
-    (again,) = (tmp_path / "dist").glob("*.whl")
-    assert names(again) == names(wheel)
-    assert again.name == wheel.name
+def test_a_wheel_from_the_source_archive_is_the_same(wheel: Path, tree: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(tree, tmp_path / "tree")
+    run(sys.executable, "-m", "build", "-o", tmp_path / "dist", again, cwd=tmp_path)  # the wheel is built from the archive
+    (built,) = (tmp_path / "dist").glob("*.whl")
+    assert names(built) == names(wheel)
+    assert built.name == wheel.name
 
     (archive,) = (tmp_path / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as tar:
@@ -199,9 +200,9 @@ def test_a_wheel_from_the_source_archive_is_the_same(wheel: Path, root: Path, tm
 
 
 @pytest.mark.slow
-def test_it_installs_into_an_environment_of_its_own(root: Path, tmp_path: Path) -> None:
+def test_it_installs_into_an_environment_of_its_own(tree: Path, tmp_path: Path) -> None:
     """Isolated from what is installed here, as on a user's machine: the build requirements are fetched."""
-    wheel = build_wheel(root, tmp_path, "--use-pep517")
+    wheel = build_wheel(tree, tmp_path, "--use-pep517")
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     own = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     run(own, "-m", "pip", "install", "-q", "--no-deps", wheel, "click", cwd=tmp_path)

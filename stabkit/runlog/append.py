@@ -42,13 +42,10 @@ class LineFile:
 
     def append(self, value: dict[str, Any]) -> None:
         """Add a line. Raises OSError, and leaves the file as it was, where the disk refuses."""
-        line = checksum_line(value)
         with self._lock:
             if self._file is None:
                 self._file = os.open(self._path, os.O_CREAT | os.O_APPEND | _FLAGS, 0o644)
-                if _ends_within_a_line(self._file):  # where a process was killed
-                    line = b"\n" + line
-            _write_whole(self._file, line, at=os.lseek(self._file, 0, os.SEEK_END))
+            _write_whole(self._file, checksum_line(value), at=os.lseek(self._file, 0, os.SEEK_END))
 
     def size(self) -> int:
         """Length in bytes, 0 where there is no file."""
@@ -152,13 +149,6 @@ def _new_file(directory: Path, kind: str, header: bytes) -> Path:
         except OSError:
             draft.unlink(missing_ok=True)
             raise
-
-
-def _ends_within_a_line(file: int) -> bool:
-    if os.lseek(file, 0, os.SEEK_END) == 0:
-        return False
-    os.lseek(file, -1, os.SEEK_END)
-    return os.read(file, 1) != b"\n"
 
 
 def _write_whole(file: int, data: bytes, at: int) -> None:

@@ -58,7 +58,7 @@ def read_lines(path: Path, expected_bytes: int = 0) -> tuple[list[dict[str, Any]
         value = decode_line(line)
         if value is not None:
             values.append(value)
-        elif line:  # an empty line ends what a killed process had begun
+        else:
             damaged += 1
             values.extend(_salvage(line))
     notes = [f"{path.name}: {damaged} damaged line{'s' if damaged > 1 else ''}"] if damaged else []
@@ -71,7 +71,7 @@ def read_lines(path: Path, expected_bytes: int = 0) -> tuple[list[dict[str, Any]
 
 
 def _salvage(line: bytes) -> list[dict[str, Any]]:
-    """The whole objects in a damaged line: where a newline was hit, two good ones may have run into each other."""
+    """The whole objects in a damaged line: without a newline (hit, or never written), they run together."""
     starts = [match.start() for match in _START.finditer(line)]
     pieces = [line[start:end] for start, end in zip(starts, [*starts[1:], len(line)], strict=False)]
     found = (decode_line(piece) or decode_line(piece[:-1]) for piece in pieces)

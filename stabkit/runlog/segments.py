@@ -117,9 +117,7 @@ def _problems(segment: Segment, rest: int, promised: int | None) -> Iterator[str
         yield f"{count - promised} records more than the header says"
 
 
-def _read_without_header(
-    path: Path, kind: str, siblings: Iterable[np.dtype[Any]]
-) -> tuple[Segment | None, list[str]]:
+def _read_without_header(path: Path, kind: str, siblings: Iterable[np.dtype[Any]]) -> tuple[Segment | None, list[str]]:
     """Find the record type by the checksums: the right one is that under which they hold."""
     trouble = "the header is damaged"
     if path.stat().st_size <= HEADER_BYTES:

@@ -96,7 +96,7 @@ class RunWriter:
         elif count == 0 and optimizer in self._stepped:
             self._attempt += 1
             self._stepped = set()
-        step = count + 1 if count >= 0 else self._past.last_step(optimizer, self._attempt) + 1
+        step = 1 + (count if count >= 0 else self._past.last_steps.get((optimizer, self._attempt), 0))
         step = step if first_step is None else first_step
         self._new_segments(optimizer)
         self._note("attempt", optimizer=optimizer, first_step=step, count=count)
@@ -111,6 +111,7 @@ class RunWriter:
             self._streams[optimizer] = StreamWriter(folder, self._segment_steps)
         if record.step > 0:
             self._stepped.add(optimizer)
+            self._past.last_steps[optimizer, record.attempt] = record.step
         self._streams[optimizer].write(record)
         if self._unsaved:
             self._save_manifest()
@@ -183,20 +184,17 @@ class _Past:
     Attributes:
         attempt: The last attempt that made a step, -1 where there is none.
         layouts: For each optimizer, one more than the largest layout number in use.
+        last_steps: The last step of each (optimizer, attempt).
     """
 
     def __init__(self, directory: Path) -> None:
         self.attempt = -1
         self.layouts: dict[int, int] = {}
-        self._last_steps: dict[tuple[int, int], int] = {}
+        self.last_steps: dict[tuple[int, int], int] = {}
         for optimizer, folder in stream_folders(directory).items():
             for segment in read_segments(folder, "steps")[0]:
                 for record in segment.records[segment.rows[-1:]]:  # the last speaks for all: one attempt, one layout
                     attempt = int(record["attempt"])
                     self.attempt = max(self.attempt, attempt)
                     self.layouts[optimizer] = max(self.layouts.get(optimizer, 0), int(record["layout"]) + 1)
-                    self._last_steps[optimizer, attempt] = int(record["step"])
-
-    def last_step(self, optimizer: int, attempt: int) -> int:
-        """The last step an optimizer recorded in an attempt, 0 where it recorded none."""
-        return self._last_steps.get((optimizer, attempt), 0)
+                    self.last_steps[optimizer, attempt] = int(record["step"])

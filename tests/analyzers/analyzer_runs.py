@@ -37,15 +37,16 @@ def make_run(loss: Any = None, *, steps: Any = None, lr: Any = 1e-3, beta2: Any 
     tensors = more.pop("tensors", TENSORS)
     numel = np.array([t.numel for t in tensors], dtype=float)
     columns: dict[str, Any] = {
-        "weight_sumsq": 0.05**2 * numel, "update_sumsq": (0.01 * 0.05) ** 2 * numel, "weight_absmax": 0.1, "weight_nonfinite": 0.0,
-        "grad_nonfinite": 0.0, "grad_used_sumsq": 1.0, "grad_sumsq": 1.0, "rms_sum": numel,
+        "weight_sumsq": 0.05**2 * numel, "update_sumsq": (0.01 * 0.05) ** 2 * numel, "weight_absmax": 0.1,
+        "weight_nonfinite": 0.0, "grad_nonfinite": 0.0, "grad_used_sumsq": 1.0, "grad_sumsq": 1.0, "rms_sum": numel,
     }  # fmt: skip
     columns |= {name: more.pop(name) for name in list(more) if name in columns}
     shape = (n, len(tensors))
     stored = {name: np.broadcast_to(np.asarray(v, dtype=float), shape)[index % every == 0] for name, v in columns.items()}
     values = {"loss": loss, "loss_reduction": np.ones(n), "grad_norm": np.ones(n), "grad_norm_used": np.ones(n)}
     values |= {name: np.asarray(v, dtype=float) for name, v in more.items()}
-    rates = {"lr": np.broadcast_to(np.asarray(lr, float), n)[:, None], "beta2": np.broadcast_to(np.asarray(beta2, float), n)[:, None]}
+    given = {"lr": np.asarray(lr, dtype=float), "beta2": np.asarray(beta2, dtype=float)}
+    rates = {name: np.broadcast_to(values, n)[:, None] for name, values in given.items()}
     stream = Stream(index, values, rates, tensors, index[index % every == 0], stored)
     return RunLog(source="stabkit", streams=(stream,), **about)
 

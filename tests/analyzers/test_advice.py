@@ -84,7 +84,7 @@ def test_zero_rate_steps() -> None:
     rates = np.concatenate([np.zeros(3), np.full(55, 1e-3), np.zeros(2)])
     start, end = (f for f in flat(analyze(make_run(np.full(60, 3.0), lr=rates))) if f.rule == "SK104")
     assert start.message == "3 steps from 1 to 3 changed nothing: their rate is 0"
-    assert "(step + 1) / warmup" in start.advice and "3 batches are not wasted" in start.advice
+    assert "(step + 1) / warmup" in start.advice and "the first 3 batches are not wasted" in start.advice
     assert (end.first_step, end.state) == (59, State.ONGOING)
 
 

@@ -24,7 +24,8 @@ def module(analyzer: Any) -> Any:
 
 
 def thresholds(analyzer: Any) -> type[Thresholds] | None:
-    return next((v for v in vars(module(analyzer)).values() if isinstance(v, type) and issubclass(v, Thresholds) and v is not Thresholds), None)
+    kinds = [v for v in vars(module(analyzer)).values() if isinstance(v, type) and issubclass(v, Thresholds)]
+    return next((kind for kind in kinds if kind is not Thresholds), None)
 
 
 def test_codes_and_names_are_unique_and_in_order() -> None:

@@ -79,7 +79,7 @@ def synthetic(seed: int, start: int, every: int, gaps: bool) -> RunLog:
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 1, 500]), st.sampled_from([1, 1, 5]), st.booleans())
 def test_synthetic_runs(seed: int, start: int, every: int, gaps: bool) -> None:
     run = synthetic(seed, start, every, gaps)

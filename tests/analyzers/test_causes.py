@@ -43,7 +43,8 @@ def test_what_a_missing_warmup_brings_is_inside_it_by_step() -> None:
 
 
 def test_the_spike_that_came_first_explains_the_others() -> None:
-    assert tree(gathered(finding("SK203", 100), finding("SK201", 101), finding("SK204", 103))) == {"SK203@100": ["SK201@101", "SK204@103"]}
+    three = finding("SK203", 100), finding("SK201", 101), finding("SK204", 103)
+    assert tree(gathered(*three)) == {"SK203@100": ["SK201@101", "SK204@103"]}
     assert tree(gathered(finding("SK201", 100), finding("SK203", 101))) == {"SK201@100": ["SK203@101"]}
 
 

@@ -11,7 +11,7 @@ import pytest
 from analyzer_runs import TENSORS, make_run, told
 
 from stabkit.analyzers import ANALYZERS, analyze, judge
-from stabkit.finding import Finding, Status
+from stabkit.finding import Finding, Severity, Status
 from stabkit.runlog import RunLog, TensorInfo
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -21,7 +21,7 @@ EVERYTHING = ("weight_sumsq", "update_sumsq", "weight_absmax", "weight_nonfinite
 
 
 def odd(value: float) -> RunLog:
-    columns = {name: value for name in EVERYTHING}
+    columns = dict.fromkeys(EVERYTHING, value)
     return make_run(np.full(N, value), lr=value, grad_norm=np.full(N, value), grad_norm_used=np.full(N, value), **columns)
 
 
@@ -62,7 +62,7 @@ def test_no_rule_breaks(name: str) -> None:
     assert all(outcome.reason for outcome in outcomes if outcome.status is Status.NOT_APPLICABLE)
 
 
-@pytest.mark.parametrize("name", ["constant", "one tensor", "resumed", "thinned", "negative", "sinking below zero", "huge", "tiny"])
+@pytest.mark.parametrize("name", ["constant", "one tensor", "resumed", "thinned", "negative", "sinking below zero"])
 def test_nothing_is_found_where_nothing_happens(name: str) -> None:
     assert told(analyze(ODD[name])) == []
 
@@ -70,7 +70,7 @@ def test_nothing_is_found_where_nothing_happens(name: str) -> None:
 @pytest.mark.parametrize("name", ["no stream", "no step"])
 def test_of_an_empty_log_no_rule_says_clear(name: str) -> None:
     assert {outcome.status for outcome in analyze(ODD[name]).outcomes} == {Status.NOT_APPLICABLE}
-    assert analyze(ODD[name]).exit_code_for(2, required=["SK201"]) == 3  # type: ignore[arg-type]
+    assert analyze(ODD[name]).exit_code_for(Severity.WARNING, required=["SK201"]) == 3
 
 
 @pytest.mark.parametrize(("name", "rule"), [("one bias", "SK204"), ("thinned to nothing", "SK302"), ("one bias", "SK302"),

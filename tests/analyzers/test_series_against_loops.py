@@ -52,7 +52,7 @@ def plain_trailing_level(
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 400), st.sampled_from([0.0, 0.01, 1.0]), st.sampled_from([30, 100]))
 def test_trailing_level(seed: int, n: int, floor: float, window: int) -> None:
     rng = np.random.default_rng(seed)

@@ -17,9 +17,7 @@ from stabkit.runlog import RunWriter
 def write(tmp_path: Path) -> Callable[..., Path]:
     """Write steps into a log below tmp_path, as one process does; `count` is the optimizer's, 0 begins an attempt."""
 
-    def write(
-        steps: Iterable[int], name: str = "run", count: int = 0, segment_steps: int = 4096, **about: Any
-    ) -> Path:
+    def write(steps: Iterable[int], name: str = "run", count: int = 0, segment_steps: int = 4096, **about: Any) -> Path:
         writer = RunWriter(tmp_path / name, {"every": 1}, segment_steps=segment_steps)
         number = writer.layout(0, layout_of("a", "b"))
         attempt, _ = writer.begin_attempt(0, count)

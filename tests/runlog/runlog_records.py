@@ -15,9 +15,7 @@ def layout_of(*names: str, groups: int = 1, **about: Any) -> Layout:
     return Layout(tuple(TensorInfo(name, (2,)) for name in names), groups, "AdamW", **about)
 
 
-def record(
-    step: int, attempt: int = 0, layout: int = 0, tensors: int | None = 2, groups: int = 1, **about: Any
-) -> StepRecord:
+def record(step: int, attempt: int = 0, layout: int = 0, tensors: int | None = 2, groups: int = 1, **about: Any) -> StepRecord:
     """A record whose numbers depend on the step: loss 100 - step; tensor i holds step + i / 10 in every column."""
     columns = None
     if tensors is not None:

@@ -48,9 +48,7 @@ def small_segments(steps: int) -> Iterator[None]:
         module.RunWriter = RunWriter
 
 
-def train(
-    logdir: Path, steps: int, between: Callable[[int], None] = lambda done: None, **options: Any
-) -> dict[str, Any]:
+def train(logdir: Path, steps: int, between: Callable[[int], None] = lambda done: None, **options: Any) -> dict[str, Any]:
     """A watched training; returns what a checkpoint of its end holds."""
     model, optimizer = make()
     with stabkit.watch(model, optimizer, logdir, tensorboard=False, **options):

@@ -82,9 +82,7 @@ def test_from_an_older_checkpoint_the_later_records_count(tmp_path: Path, steps:
     ]
     if steps == 3:
         assert (loss[7:] == before[7:]).all()
-        expected.append(
-            "steps 8 to 10 were recorded before the run was resumed at step 5, and it has not come as far again"
-        )
+        expected.append("steps 8 to 10 were recorded before the run was resumed at step 5, and it has not come as far again")
     assert run.notes == tuple(expected)
 
 
@@ -222,3 +220,12 @@ def test_notes_and_numbers_belong_to_their_attempt(tmp_path: Path) -> None:
 def test_first_step_numbers_the_steps(tmp_path: Path) -> None:
     train(tmp_path / "run", 3, first_step=101)
     assert stabkit.load(tmp_path / "run").steps.tolist() == [101, 102, 103]
+
+
+def test_a_count_that_is_lost_in_mid_run_goes_on_too(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, {})
+    number = writer.layout(0, layout_of("a", "b"))
+    assert writer.begin_attempt(0, 7) == (0, 8)
+    writer.write(0, record(8, 0, number))
+    assert writer.begin_attempt(0, -1) == (0, 9)
+    writer.close()

@@ -43,7 +43,7 @@ def test_an_empty_directory(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("log.csv", b"step,loss\n1,2.0\n"),
-        ("events.out.tfevents.1700000000.host.1.0", b"\x18\0\0\0\0\0\0\0\xa3\x7fK\"\t\0\0\xc0l\x04\x1f\xdaA"),
+        ("events.out.tfevents.1700000000.host.1.0", b'\x18\0\0\0\0\0\0\0\xa3\x7fK"\t\0\0\xc0l\x04\x1f\xdaA'),
         ("weights.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'"),
         ("empty", b""),
     ],

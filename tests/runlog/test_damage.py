@@ -68,9 +68,7 @@ def damages(draw: st.DrawFn) -> tuple[str, float, bytes | None]:
     return name, draw(st.floats(0, 1, exclude_max=True)), mask
 
 
-def apply(
-    original: Original, directory: Path, damage: tuple[str, float, bytes | None], pick: float
-) -> tuple[str, int, int]:
+def apply(original: Original, directory: Path, damage: tuple[str, float, bytes | None], pick: float) -> tuple[str, int, int]:
     """Damage a copy of the log. Returns the file's name, and begin and end of the bytes that are not what they were."""
     kind, where, mask = damage
     names = sorted(name for name in original.files if kind in name.rpartition("/")[2])
@@ -113,7 +111,7 @@ def same(run: RunLog, original: RunLog) -> None:
     assert np.array_equal(theirs.steps[at], mine.steps)
     for name, values in mine.step_values.items():
         assert values.tobytes() == theirs.step_values[name][at].tobytes()
-    for name, values in mine.group_values.items():  # without the later records there are fewer groups, and fewer tensors
+    for name, values in mine.group_values.items():  # without the later records there are fewer
         assert values.tobytes() == theirs.group_values[name][at, : values.shape[1]].tobytes()
     at = np.searchsorted(theirs.tensor_steps, mine.tensor_steps)
     assert np.array_equal(theirs.tensor_steps[at], mine.tensor_steps)
@@ -235,3 +233,30 @@ def test_header_and_first_record_damaged_together(original: Original, tmp_path: 
     run = stabkit.load(tmp_path)
     same(run, original.run)
     assert len(run.stream.tensor_steps) == len(original.run.stream.tensor_steps) - 1
+
+
+def test_cuts_between_records_and_lines_are_told(original: Original, tmp_path: Path) -> None:
+    """Nothing is torn there: only what was promised elsewhere shows that something is gone."""
+    original.write(tmp_path)
+    rank = tmp_path / "rank00000"
+    segment = sorted((rank / "optimizer0").glob("steps-*.npy"))[-1]
+    size = np.load(segment).dtype.itemsize
+    segment.write_bytes(segment.read_bytes()[: -2 * size])
+    for name in ("events.jsonl", "scalars.jsonl"):
+        lines = (rank / name).read_bytes().splitlines(keepends=True)
+        (rank / name).write_bytes(b"".join(lines[:-1]))
+    run = stabkit.load(tmp_path)
+    assert run.steps.tolist() == list(range(1, 26))
+    assert any(f"{segment.name}: 2 of " in note and "missing at the end" in note for note in run.notes)
+    for name in ("events.jsonl", "scalars.jsonl"):
+        assert any(note.startswith(name) and "bytes are missing at the end" in note for note in run.notes)
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_next(write: Callable[..., Path]) -> None:
+    logdir = write(range(1, 3))
+    events = logdir / "rank00000" / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-20])
+    known = len(stabkit.load(logdir).events)
+    run = stabkit.load(write(range(3, 5), count=2))
+    assert len(run.events) == known + 2, "the opening and the resume"
+    assert "events.jsonl: 1 damaged line" in run.notes

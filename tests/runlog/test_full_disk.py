@@ -8,6 +8,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from runlog_training import make, step
 
 import stabkit
 from stabkit.runlog import RunWriter
+from stabkit.runlog.append import LineFile
 
 
 @pytest.fixture
@@ -64,6 +66,9 @@ def test_recording_goes_on_when_there_is_room_again(small_disk: Path, segment_st
     (small_disk / "filler").unlink()
     for number_of_step in range(111, 121):
         writer.write(0, record(number_of_step, attempt, number, tensors=3))
+    (small_disk / "run" / "rank00000" / "events.jsonl").unlink()
+    run = stabkit.load(small_disk / "run")
+    assert [t.name for t in run.tensors] == ["a", "b", "c"], "run.json was written meanwhile"
     writer.close()
     run = stabkit.load(small_disk / "run")
     assert run.steps.tolist()[-10:] == list(range(111, 121))
@@ -72,18 +77,22 @@ def test_recording_goes_on_when_there_is_room_again(small_disk: Path, segment_st
     assert any("not in the log" in note for note in run.notes)
 
 
-def test_a_run_that_begins_on_a_full_disk_is_still_an_attempt_of_its_own(small_disk: Path) -> None:
+def test_a_run_that_begins_on_a_full_disk_is_still_an_attempt_of_its_own(tmp_path: Path) -> None:
     """The event of the attempt finds no room, and the optimizer has counted when there is some again."""
+
+    def refuse(self: LineFile, value: dict[str, Any]) -> None:
+        raise OSError(28, "No space left on device")
+
     for _ in range(2):
-        writer = RunWriter(small_disk, {})
-        number = writer.layout(0, layout_of("a", "b"))
-        fill(small_disk / "filler")
-        attempt, _ = writer.begin_attempt(0, 0)
-        (small_disk / "filler").unlink()
-        writer.write(0, record(1, attempt, number))
+        writer = RunWriter(tmp_path, {})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LineFile, "append", refuse)
+            number = writer.layout(0, layout_of("a", "b"))
+            attempt, _ = writer.begin_attempt(0, 0)
         assert writer.begin_attempt(0, 1) == (attempt, 2)
+        writer.write(0, record(2, attempt, number))
         writer.close()
-    assert stabkit.load(small_disk).attempts == 2
+    assert stabkit.load(tmp_path).attempts == 2
 
 
 def test_training_goes_on(small_disk: Path) -> None:
@@ -123,10 +132,11 @@ def test_a_file_that_may_grow_no_further(tmp_path: Path) -> None:
                     writer.write(0, record(number_of_step, 0, number))
                 except OSError:
                     refused += 1
+            refused += 100 * any("incomplete" in note for note in stabkit.load(tmp_path).notes)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             writer.write(0, record(30, 0, number))
             writer.close()
-            os._exit(0 if refused > 10 else 2)
+            os._exit(0 if 10 < refused < 100 else 2)
         except BaseException:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
