@@ -142,7 +142,7 @@ class Monitor:
         if event != "step_end":  # there the gap is behind us
             for recorder in self._recorders():
                 recorder.spoiled = True
-        self._faults += 1
+        self._faults += not isinstance(error, OSError)  # a full disk may have room again later
         self.alive = self._faults < _FAULTS_ALLOWED
         where = traceback.extract_tb(error.__traceback__)
         place = f"{where[-1].filename.rpartition('/')[2]}:{where[-1].lineno}" if where else ""
@@ -242,7 +242,7 @@ class Monitor:
     def _lay_out(self, watched: _Watched, stepping: Optimizer) -> None:
         self._names, self._roles = named_parameters(self._model), roles(self._model)
         watched.layout = self._sink.layout(
-            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index)
+            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, self._exact_updates)
         )
         watched.laid_out = watched.recorder.roster
         if not watched.laid_out.on_host:

@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from stabkit.hooks.dispatch import Undo, notify
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
+from stabkit.metric import TENSOR_COLUMNS
 from stabkit.runlog import Group, Layout, TensorInfo
 
 __all__ = [
@@ -89,6 +90,9 @@ def unwrap(optimizer: Any) -> Any:
             break
         optimizer = inner
     return optimizer
+
+
+_OF_MOMENTS = ("momentum_", "exp_avg", "rms_", "eps_", "update_", "weight_update_")
 
 
 def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
@@ -215,7 +219,9 @@ def steps_of(
     return [step(key) for key in zip(roster.groups.tolist(), counts, strict=True)]
 
 
-def layout_of(optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], roles: Mapping[int, str], index: int) -> Layout:
+def layout_of(
+    optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], roles: Mapping[int, str], index: int, exact: bool = False
+) -> Layout:
     """The layout of an optimizer's stream.
 
     Args:
@@ -223,6 +229,7 @@ def layout_of(optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], roles:
         names: All names of each of the model's parameters, by id.
         roles: The role of each of the model's parameters, by id.
         index: Which optimizer it is, for the names of parameters outside the model.
+        exact: Whether the applied update is measured.
     """
     tensors = []
     for g, group in enumerate(optimizer.param_groups):
@@ -232,9 +239,19 @@ def layout_of(optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], roles:
             role = roles.get(id(p), "matrix" if p.dim() > 1 else "vector")
             tensors.append(TensorInfo(known[0], tuple(p.shape), dtype, role, g, known[1:]))
     options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in ("amsgrad", "maximize"))
-    return Layout(
-        tuple(tensors), len(optimizer.param_groups), type(optimizer).__name__, _implementation(optimizer), options
-    )
+    name, implementation = type(optimizer).__name__, _implementation(optimizer)
+    return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, _missing(optimizer, exact))
+
+
+def _missing(optimizer: Optimizer, exact: bool) -> dict[str, str]:
+    """The columns that no step of this optimizer can have, with the reason."""
+    missing = {name: "this version does not sample bits" for name in ("unchanged_count", "unchanged_sampled")}
+    if not exact:
+        missing["applied_update_sumsq"] = "measured with stabkit.watch(..., exact_updates=True)"
+    if not has_known_formula(optimizer):
+        why = f"this version does not know the moments and the update of {type(optimizer).__name__}"
+        missing |= {c.name: why for c in TENSOR_COLUMNS if c.name.startswith(_OF_MOMENTS)}
+    return missing
 
 
 def _implementation(optimizer: Optimizer) -> str:

@@ -72,7 +72,7 @@ def test_the_surface_is_frozen() -> None:
     }
     assert surface == {
         "analyze": ["--attempt", "--fail-on", "--format", "--ignore", "--require", "--select", "paths"],
-        "demo": ["--directory", "--quick", "--seed"],
+        "demo": ["--directory", "--seed", "--steps"],
         "explain": ["rule"],
         "info": ["--attempt", "path"],
         "rules": [],

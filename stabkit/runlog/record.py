@@ -36,8 +36,8 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of real elements: a complex one counts twice, as it does in every stored sum and count."""
+        return math.prod(self.shape) * (2 if self.dtype.startswith("complex") else 1)
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,6 @@ def test_a_wide_spread_of_sizes_under_one_clip(watching: Any, read: Any) -> None
     assert all(math.isnan(v) or v == pytest.approx(1e-26 * math.sqrt(8), rel=1e-4) for v in values[:, 1])
 
 
-@pytest.mark.xfail(reason="TensorInfo.numel counts a complex element once, the optimizer and the sums twice")
 @pytest.mark.parametrize("implementation", ["single", "foreach"])
 def test_complex_parameters(watching: Any, read: Any, implementation: str) -> None:
     model = torch.nn.ParameterDict({"c": torch.nn.Parameter(torch.randn(6, dtype=torch.complex64))})
