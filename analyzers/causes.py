@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from stabkit.finding import Finding, Outcome
+from stabkit.finding import Finding, Outcome, Severity
 
 __all__ = ["gather"]
 
@@ -53,6 +53,8 @@ def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
 def _follows(other: Finding, cause: Finding) -> bool:
     """Whether it can follow and began after the cause did, which is not when the cause could first be told."""
     if other.rule not in EXPLAINS[cause.rule]:
+        return False
+    if cause.severity == Severity.INFO < other.severity:  # what needs no action explains nothing that does
         return False
     return _good(cause) < began(other) <= cause.last_step + WITHIN
 

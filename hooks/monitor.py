@@ -100,7 +100,7 @@ class Monitor:
         self._roots: list[loss.Root] = []
         self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
-        self._faults = 0
+        self._faults = self._in_a_row = 0
         self._told = False
 
     def attach(self) -> None:
@@ -147,7 +147,9 @@ class Monitor:
         where = traceback.extract_tb(error.__traceback__)
         place = f"{where[-1].filename.rpartition('/')[2]}:{where[-1].lineno}" if where else ""
         what = f"{type(error).__name__}: {error}"
-        self._note("fault", where=event, error=what, place=place, step=self.step, stopped=not self.alive)
+        self._in_a_row += 1
+        if self._in_a_row <= _FAULTS_ALLOWED:  # a full disk can refuse every step of a long run
+            self._note("fault", where=event, error=what, place=place, step=self.step, stopped=not self.alive)
         self._tell(f"a step could not be recorded ({what}); training goes on")
 
     def _tell(self, message: str) -> None:
@@ -235,7 +237,7 @@ class Monitor:
             record = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped or scaler.found_inf(stepping))
             watched.count = recorder.count()
             self._sink.step(watched.index, record)
-            self._faults = 0
+            self._faults = self._in_a_row = 0
         finally:
             recorder.begin_window()
 

@@ -9,9 +9,10 @@ from analyzer_runs import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stabkit.analyzers import ANALYZERS
+from stabkit.analyzers import ANALYZERS, analyze
 from stabkit.analyzers.causes import EXPLAINS, ROOTS, began, gather
 from stabkit.finding import Diagnosis, Finding, Outcome, Severity, Status
+from tests.cases import load_case
 
 SPIKES = ("SK201", "SK203", "SK204")
 CODES = [a.rule.code for a in ANALYZERS]
@@ -68,8 +69,8 @@ def test_a_spike_that_never_came_back_is_part_of_the_divergence() -> None:
 
 
 def test_the_worst_counts_what_is_inside() -> None:
-    inside = gathered(finding("SK102", 100, severity=Severity.INFO), finding("SK301", 101, severity=Severity.ERROR))
-    assert [f.severity for f in inside.findings] == [Severity.INFO]
+    inside = gathered(finding("SK102", 100), finding("SK301", 101, severity=Severity.ERROR))
+    assert [f.severity for f in inside.findings] == [Severity.WARNING]
     assert inside.worst is Severity.ERROR and inside.exit_code == 1
 
 
@@ -93,3 +94,11 @@ def test_nothing_is_lost_or_doubled_and_arrows_point_forward(findings: list[Find
 def test_roots_come_before_what_they_explain_and_errors_explain_no_root() -> None:
     assert set(ROOTS) < set(EXPLAINS)
     assert not set(ROOTS) & set().union(*(EXPLAINS[code] for code in (*SPIKES, "SK202")))
+
+
+def test_information_never_hides_a_warning() -> None:
+    """A gradient spike that clipping absorbed is information; the loss spike beside it is not."""
+    diagnosis = analyze(load_case("gradient_spike_clipped"))
+    top = {finding.rule: finding.severity for finding in diagnosis.findings}
+    assert top["SK203"] == Severity.INFO
+    assert top["SK201"] == Severity.WARNING
