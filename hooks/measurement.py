@@ -25,6 +25,9 @@ _AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
 _OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros", "rms_sum")]
 _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
 
+_OF_BITS = [_PLACE[name] for name in ("unchanged_count", "unchanged_sampled")]
+_SAMPLED = 4096
+"""About how many elements of a tensor are compared bit by bit: the share is then known to a percent or two."""
 _OF_MOMENTS = [
     place
     for name, place in _PLACE.items()
@@ -74,6 +77,7 @@ class Measurement:
         self.columns[:, _PLACE["momentum_dot"]] /= self._scale
         if exact_updates or self._known:
             self._copy_weights(groups, exact_updates)
+        self._samples = self._sample_bits(groups, exact_updates)
 
     def finish(
         self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: bool = False
@@ -102,6 +106,8 @@ class Measurement:
         if self._known:
             idle = [i for i, s in enumerate(states) if s.grad is None]
             self.columns[np.ix_(idle, _OF_UPDATE)] = 0.0  # the optimizer passes over a tensor without a gradient
+        for i, (places, before) in self._samples.items():
+            self.columns[i, _OF_BITS] = _unchanged(states[i], places, before)
         if skipped:
             self._pass_over()
         self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]])
@@ -117,6 +123,17 @@ class Measurement:
     def total(self, column: str, places: Sequence[int]) -> float:
         """A column's sum over some tensors."""
         return float(self.columns[list(places), _PLACE[column]].sum())
+
+    def _sample_bits(self, groups: Sequence[Group], all_of_them: bool) -> dict[int, tuple[slice, torch.Tensor]]:
+        """Copies of some elements of weights that may be too coarse for their updates, by place, with where they lie."""
+        samples = {}
+        for i, (state, g) in enumerate(zip(self._states, self._roster.groups.tolist(), strict=True)):
+            p = state.param
+            coarse = all_of_them or p.dtype in (torch.bfloat16, torch.float16)
+            if coarse and groups[g].lr > 0 and p.numel() and p.is_contiguous() and not p.is_complex():
+                places = slice(None, None, max(1, p.numel() // _SAMPLED))
+                samples[i] = places, p.detach().view(-1)[places].clone()
+        return samples
 
     def _pass_over(self) -> None:
         """Make the columns those of a step that was not taken."""
@@ -150,6 +167,17 @@ class Measurement:
 
 def _blank(tensors: int) -> Array:
     return np.full((tensors, len(TENSOR_COLUMNS)), np.nan)
+
+
+def _unchanged(state: TensorState, places: slice, before: torch.Tensor) -> tuple[float, float]:
+    """How many sampled elements with a gradient kept their bits, and how many had a gradient; NaN without one."""
+    if state.grad is None or not state.grad.is_contiguous():
+        return math.nan, math.nan
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[before.element_size()]
+    now = state.param.detach().view(-1)[places].clone()
+    moved_by = state.grad.detach().view(-1)[places] != 0
+    same = now.view(whole) == before.view(whole)
+    return float((same & moved_by).sum().item()), float(moved_by.sum().item())
 
 
 def _momentum_before(state: TensorState, step: AdamStep) -> tuple[float, float]:

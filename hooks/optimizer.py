@@ -245,7 +245,7 @@ def layout_of(
 
 def _missing(optimizer: Optimizer, exact: bool) -> dict[str, str]:
     """The columns that no step of this optimizer can have, with the reason."""
-    missing = dict.fromkeys(("unchanged_count", "unchanged_sampled"), "this version does not sample bits")
+    missing = {}
     if not exact:
         missing["applied_update_sumsq"] = "measured with stabkit.watch(..., exact_updates=True)"
     if not has_known_formula(optimizer):

@@ -149,7 +149,7 @@ TENSOR_METRICS: tuple[Metric, ...] = (
     _tensor("weight_update_dot", "sum of p * update", ("weight_update_dot",), _plain("weight_update_dot")),
     _tensor("unchanged_fraction", "share of sampled elements whose bits did not change although lr > 0 and g != 0",
             ("unchanged_count", "unchanged_sampled"), _share("unchanged_count", "unchanged_sampled"),
-            "stabkit.watch(..., exact_updates=True)"),
+            "stabkit.watch where weights are of 16 bits, or with exact_updates=True"),
     _tensor("update_ratio", "applied_update_norm where it was recorded, else update_norm, over weight_norm",
             ("applied_update_sumsq", "update_sumsq", "weight_sumsq"), _update_ratio),
 )  # fmt: skip
