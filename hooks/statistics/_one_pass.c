@@ -44,6 +44,7 @@ static void finish_after(After *line, const Row *row) {
     if (!row->before) line->applied_sumsq = NAN;
 }
 
+typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
 typedef struct { Piece *pieces; int64_t count, next; int after; } Job;
 
 static void *work(void *argument) {
@@ -59,8 +60,16 @@ static void *work(void *argument) {
     }
 }
 
-/* Threads live no longer than the call: a thread that waits between calls would be lost in a forked child. */
-static void work_together(Job *job, int threads) {
+static void work_in_team(void *argument) { work(argument); }
+
+/* In torch's team where there is one (see team.py). Threads of our own live no longer than the call: one that waits
+ * between calls would be lost in a forked child. */
+static void work_together(Job *job, int threads, Team team) {
+    if (team && threads > 1) {
+        team(work_in_team, job, (unsigned)threads, 0);
+        return;
+    }
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
 #if defined(THREADS)
     pthread_t helpers[MAX_THREADS];
     int started = 0;
@@ -73,7 +82,7 @@ static void work_together(Job *job, int threads) {
 }
 
 /* Cuts the tensors into pieces, has them measured and adds them up in their order. Returns 0 where memory ran out. */
-static int measure(const Row *rows, int64_t count, double *out, int after, int threads) {
+static int measure(const Row *rows, int64_t count, double *out, int after, int threads, Team team) {
     int64_t pieces = 0, elements = 0, next = 0, width = after ? COLUMNS : sizeof(Before) / sizeof(double);
     for (int64_t r = 0; r < count; r++) pieces += (rows[r].size + PIECE - 1) / PIECE, elements += rows[r].size;
     Job job = {calloc(pieces + 1, sizeof(Piece)), pieces, 0, after};
@@ -83,7 +92,7 @@ static int measure(const Row *rows, int64_t count, double *out, int after, int t
             Piece *piece = &job.pieces[next];
             piece->row = &rows[r], piece->start = o, piece->size = rows[r].size - o < PIECE ? rows[r].size - o : PIECE;
         }
-    work_together(&job, elements < ALONE_BELOW ? 1 : threads < MAX_THREADS ? threads : MAX_THREADS);
+    work_together(&job, elements < ALONE_BELOW ? 1 : threads, team);
     memset(out, 0, count * width * sizeof(double));
     next = 0;
     for (int64_t r = 0; r < count; r++) {
@@ -103,11 +112,12 @@ static int measure(const Row *rows, int64_t count, double *out, int after, int t
 static PyObject *call(PyObject *arguments, int after) {
     const char *rows;
     Py_ssize_t bytes;
-    unsigned long long out;
+    unsigned long long out, team;
     int threads, ok;
-    if (!PyArg_ParseTuple(arguments, "y#Ki", &rows, &bytes, &out, &threads)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "y#KiK", &rows, &bytes, &out, &threads, &team)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    ok = measure((const Row *)rows, bytes / (Py_ssize_t)sizeof(Row), (double *)(uintptr_t)out, after, threads);
+    ok = measure((const Row *)rows, bytes / (Py_ssize_t)sizeof(Row), (double *)(uintptr_t)out, after, threads,
+                 (Team)(uintptr_t)team);
     Py_END_ALLOW_THREADS
     if (!ok) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -118,8 +128,8 @@ static PyObject *py_after(PyObject *self, PyObject *arguments) { (void)self; ret
 static int execute(PyObject *module) { return PyModule_AddIntConstant(module, "ROW_BYTES", sizeof(Row)); }
 
 static PyMethodDef methods[] = {
-    {"before", py_before, METH_VARARGS, "before(rows, out, threads): fill float64 [rows, 3] at address out."},
-    {"after", py_after, METH_VARARGS, "after(rows, out, threads): fill float64 [rows, 16] at address out."},
+    {"before", py_before, METH_VARARGS, "before(rows, out, threads, team): fill float64 [rows, 3] at address out."},
+    {"after", py_after, METH_VARARGS, "after(rows, out, threads, team): fill float64 [rows, 16] at address out."},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

@@ -17,7 +17,12 @@
 #include <string.h>
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
-#define WIDEST __attribute__((target_clones("avx2", "default"))) /* chosen when loaded; one wheel fits all machines */
+#if __GNUC__ >= 12
+#define WIDE "arch=x86-64-v3" /* AVX2 with fused multiply-add */
+#else
+#define WIDE "avx2"
+#endif
+#define WIDEST __attribute__((target_clones(WIDE, "default"))) /* chosen when loaded; one wheel fits all machines */
 #else
 #define WIDEST
 #endif

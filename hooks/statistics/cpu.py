@@ -16,13 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stabkit.hooks.statistics.team import parallel
+
 if TYPE_CHECKING:
     from stabkit.hooks.statistics import AdamStep, TensorState
 
 __all__ = ["measure_after", "measure_before", "native"]
-
-THREADS = 2
-"""At most: the pass is bound by memory, and the machine is the user's."""
 
 # `Row` of _sums.h: addresses of param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, before; elements; step_size, decay,
 # bias, eps, sign.
@@ -63,7 +62,7 @@ def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep], out:
 
 
 def _call(
-    function: Callable[[bytes, int, int], None],
+    function: Callable[[bytes, int, int, int], None],
     addresses: Iterable[list[int] | None],
     steps: Sequence[AdamStep],
     out: NDArray[np.float64],
@@ -80,13 +79,13 @@ def _call(
             coefficients = _coefficients(last)
         rows.append(_ROW.pack(*found, *coefficients))
         fit.append(i)
-    # Nothing can go away meanwhile: the frames above hold the tensors. C keeps to two threads where torch may use them.
-    threads = min(THREADS, torch.get_num_threads())
+    # Nothing can go away meanwhile: the frames above hold the tensors.
+    threads = torch.get_num_threads()
     if not others:
-        function(b"".join(rows), out.ctypes.data, threads)
+        function(b"".join(rows), out.ctypes.data, threads, parallel)
     elif fit:
         part = np.empty((len(fit), out.shape[1]))
-        function(b"".join(rows), part.ctypes.data, threads)
+        function(b"".join(rows), part.ctypes.data, threads, parallel)
         out[fit] = part
     return others
 
