@@ -5,6 +5,7 @@ Made to be read at 3 a.m.: the worst first, each with its numbers, the checkpoin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -39,9 +40,10 @@ def report(diagnosis: Diagnosis, console: Console, left_out: int = 0) -> None:
         _findings_of_one_rule(findings, console)
     _could_not_look(diagnosis, console)
     _notes(diagnosis, console)
-    if by_rule:
+    catalogued = [code for code in by_rule if re.fullmatch(r"SK\d+", code)]  # a rule of the user's own has no page here
+    if catalogued:
         console.print()
-        code = printable(diagnosis.findings[0].rule)
+        code = catalogued[0]
         hang(console, Text(f"How {code} decides and when it is wrong: stabkit explain {code}", "dim"), indent=0)
 
 
@@ -104,7 +106,7 @@ def _finding(finding: Finding, console: Console, said: set[str]) -> None:
         console.print()
     if finding.tensors:
         _labelled("where", listed([printable(name) for name in finding.tensors], _TENSORS_SHOWN), console)
-    if finding.last_good_step is not None:
+    if finding.last_good_step is not None and finding.severity > Severity.INFO:  # information asks for no restart
         _labelled("restart", _restart(finding.last_good_step), console)
     if finding.advice:
         again = finding.advice in said

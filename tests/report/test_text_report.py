@@ -182,3 +182,18 @@ def test_markup_and_emoji_codes_in_names_are_text(draw: Any, make: Any) -> None:
     text = draw(report, make.diagnosis(make.outcome("SK1", "x", Status.FOUND, "", found)), colours=True)
     assert "[red]x[/red] :smile: \\x1b[31m\\n" in text
     assert "[/bold]" in text
+
+
+def test_information_asks_for_no_restart(draw: Any, make: Any) -> None:
+    """A gradient spike that clipping absorbed: nothing is to be done, so no checkpoint is named."""
+    for severity, asks in ((Severity.INFO, False), (Severity.WARNING, True)):
+        seen = make.finding(severity=severity, last_good_step=6)
+        text = draw(report, make.diagnosis(make.outcome("SK201", "loss-spike", Status.FOUND, "", seen)))
+        assert ("restart" in text) is asks
+
+
+def test_only_a_rule_of_the_catalogue_has_a_page(draw: Any, make: Any) -> None:
+    own = make.outcome("MY101", "cold-layer", Status.FOUND, "", make.finding(rule="MY101", severity=Severity.ERROR))
+    spike = make.outcome("SK201", "loss-spike", Status.FOUND, "", make.finding())
+    assert "stabkit explain" not in draw(report, make.diagnosis(own))
+    assert "stabkit explain SK201" in draw(report, make.diagnosis(own, spike))
