@@ -9,14 +9,17 @@ import math
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import stabkit
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 __all__ = ["GPT", "HEALTHY", "NO_WARMUP", "Recipe", "batches", "demo", "standard_library_text", "train"]
 
@@ -139,11 +142,14 @@ def demo(directory: Path, seed: int, steps: int, say: Callable[[str], None]) -> 
     for name, recipe in runs.items():
         recipe = replace(recipe, seed=seed, steps=steps)
         with Progress(*columns) as progress:
-            show = partial(progress.update, progress.add_task(name, total=steps, loss=math.nan))
-            final = train(recipe, directory / name, lambda step, loss, show=show: show(completed=step, loss=loss))
+            final = train(recipe, directory / name, _shown_by(progress, progress.add_task(name, total=steps, loss=math.nan)))
         say(f"{name}: rate {recipe.lr:g}, warmup {recipe.warmup} steps, loss {final:.3f} in the last 20 of {steps} steps")
         paths.append(directory / name)
     return paths
+
+
+def _shown_by(progress: Progress, task: TaskID) -> Callable[[int, float], None]:
+    return lambda step, loss: progress.update(task, completed=step, loss=loss)
 
 
 def train(recipe: Recipe, logdir: Path | None, on_step: Callable[[int, float], None] = lambda step, loss: None) -> float:
