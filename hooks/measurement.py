@@ -127,10 +127,9 @@ class Measurement:
     def _sample_bits(self, groups: Sequence[Group], all_of_them: bool) -> dict[int, tuple[slice, torch.Tensor]]:
         """Copies of some elements of weights that may be too coarse for their updates, by place, with where they lie."""
         samples = {}
-        for i, (state, g) in enumerate(zip(self._states, self._roster.groups.tolist(), strict=True)):
-            p = state.param
-            coarse = all_of_them or p.dtype in (torch.bfloat16, torch.float16)
-            if coarse and groups[g].lr > 0 and p.numel() and p.is_contiguous() and not p.is_complex():
+        for i in range(len(self._states)) if all_of_them else self._roster.coarse:
+            p = self._states[i].param
+            if groups[self._roster.groups[i]].lr > 0 and p.numel() and p.is_contiguous() and not p.is_complex():
                 places = slice(None, None, max(1, p.numel() // _SAMPLED))
                 samples[i] = places, p.detach().view(-1)[places].clone()
         return samples

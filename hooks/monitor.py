@@ -66,7 +66,7 @@ class Monitor:
         model: A module or a dict of modules.
         optimizers: The optimizers; empty to adopt whichever steps the model's parameters.
         sink: Where records go.
-        every: Measure the tensors of every so-manieth step.
+        every: Measure the tensors of every n-th step.
         exact_updates: Measure the applied update from a copy of the weights.
         on_fault: Called once, with a sentence for the user, when something inside stabkit fails.
 
@@ -187,10 +187,11 @@ class Monitor:
             watched.stepped = False
 
     def _on_scaler_step_end(self, stepping: Any, finished: bool) -> None:
-        watched = self._watched.get(id(optimizer.unwrap(stepping)))
+        passed_over = optimizer.unwrap(stepping)
+        watched = self._watched.get(id(passed_over))
         if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
-            self._on_step_begin(optimizer.unwrap(stepping), False)
-            self._on_step_end(optimizer.unwrap(stepping), skipped=True)
+            self._on_step_begin(passed_over, False)
+            self._on_step_end(passed_over, skipped=True)
 
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():

@@ -116,6 +116,7 @@ class Roster:
         groups: The group of each parameter.
         sizes: The number of elements of each.
         on_host: Whether all of them can be read without making the training wait.
+        coarse: Places of those of 16 bits, whose updates may be rounded away.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -123,6 +124,7 @@ class Roster:
         self.lengths = [len(group["params"]) for group in optimizer.param_groups]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
+        self.coarse = [i for i, p in enumerate(self.parameters) if p.dtype in (torch.bfloat16, torch.float16)]
         self.sizes = np.array([p.numel() for p in self.parameters], dtype=np.float64)
 
     def holds(self, optimizer: Optimizer) -> bool:

@@ -25,7 +25,7 @@ class StepRecorder:
 
     Args:
         optimizer: The optimizer.
-        every: Measure the tensors of every so-manieth step.
+        every: Measure the tensors of every n-th step.
         exact_updates: Copy all weights before each measured step, so that the applied update is measured.
 
     Attributes:

@@ -149,7 +149,7 @@ def watch(
             as the logdir.
         logdir: The directory to record into; "runs/<date>-<time>" by default. A second run in the same directory becomes a
             second attempt; a resumed one continues.
-        every: Measure the tensors of every so-manieth step; loss, rates and clipping are recorded at each.
+        every: Measure the tensors of every n-th step; loss, rates and clipping are recorded at each.
         tensorboard: Also write TensorBoard's event file into the directory.
         exact_updates: Measure the applied update from a copy of all weights (once their memory), instead of deriving the
             intended one from the optimizer's state.
