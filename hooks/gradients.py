@@ -108,6 +108,14 @@ class GradientLedger:
             sums = measure_before(states, [_PLAIN] * len(states))[:, 0] if states else ()
             self._sums.update((i, float(total) / scale**2) for i, total in zip(grads, sums, strict=True))
 
+    def concerns(self, call: ClipCall) -> bool:
+        """Whether a call was given any of these parameters, with a gradient or without."""
+        return any(id(p) in self._place for p in call.asked)
+
+    def hand_made(self) -> bool:
+        """Whether something else than a clipping call that was seen wrote to the gradients since backward."""
+        return bool(self._altered)
+
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
         self._seen = signatures(self.parameters)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler
+from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler, schedule
 from stabkit.hooks.names import named_parameters, parameters_in, roles
+from stabkit.hooks.ownership import Ownership
 from stabkit.hooks.recorder import StepRecorder
+from stabkit.hooks.watched import Undecided, Watched
 from stabkit.runlog import Layout, StepRecord
 
 __all__ = ["Monitor", "Sink"]
@@ -35,28 +38,6 @@ class Sink(Protocol):
 
     def event(self, event: str, **details: Any) -> None:
         """Take a note about the run."""
-
-
-class _Watched:
-    """An optimizer with its recorder and its place in the log."""
-
-    def __init__(self, index: int, recorder: StepRecorder) -> None:
-        self.index = index
-        self.recorder = recorder
-        self.laid_out: optimizer.Roster | None = None  # the parameters that `layout` is about
-        self.layout = -1
-        self.attempt = -1
-        self.step = 0
-        self.count = -1
-        self.stepped = False
-
-
-class _Undecided:
-    """Stands in for the optimizer that will be adopted, until its first step shows which it is."""
-
-    def __init__(self, parameters: list[torch.Tensor]) -> None:
-        self.param_groups = [{"params": parameters}]
-        self.state: dict[torch.Tensor, Any] = {}
 
 
 class Monitor:
@@ -89,14 +70,16 @@ class Monitor:
         self._model, self._sink, self._on_fault = model, sink, on_fault
         self._every, self._exact_updates = every, exact_updates
         self._names, self._roles = named_parameters(model), roles(model)
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, Watched] = {}
         self._adopts = not optimizers
         self._early: StepRecorder | None = None
         if self._adopts:
-            self._early = StepRecorder(_Undecided(parameters_in(model)))  # type: ignore[arg-type]
+            self._early = StepRecorder(Undecided(parameters_in(model)))  # type: ignore[arg-type]
         for o in optimizers:
             found = optimizer.unwrap(o)
             self._watch(found, StepRecorder(found, every, exact_updates))
+        self._ownership = Ownership(parameters_in(model), self._names)
+        self._schedulers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._roots: list[loss.Root] = []
         self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
@@ -110,14 +93,16 @@ class Monitor:
     def detach(self) -> None:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
+        self._tell_orphans(last=True)
         self._watched.clear()
+        self._ownership = Ownership((), {})
         self._scaling = scaler.Scaling()
         self._model = self._early = None
 
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
         undo: list[dispatch.Undo] = []
-        for part in (optimizer, clip, loss, precision, scaler):
+        for part in (optimizer, clip, loss, precision, scaler, schedule):
             found: list[dispatch.Undo] = []
             try:
                 found = part.install()
@@ -184,14 +169,32 @@ class Monitor:
     def _on_scaler_step_begin(self, stepping: Any) -> None:
         watched = self._find(optimizer.unwrap(stepping))
         if watched is not None:
-            watched.stepped = False
+            watched.stepped, watched.guarded = False, True
 
     def _on_scaler_step_end(self, stepping: Any, finished: bool) -> None:
         passed_over = optimizer.unwrap(stepping)
         watched = self._watched.get(id(passed_over))
+        if watched is not None:
+            watched.guarded = False
         if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
             self._on_step_begin(passed_over, False)
             self._on_step_end(passed_over, skipped=True)
+
+    def _on_scaler_updated(self) -> None:
+        for recorder in self._recorders():
+            recorder.wiring.scaler_updated()
+
+    def _on_scheduler_step(self, scheduler: Any) -> None:
+        scheduled = optimizer.unwrap(scheduler.optimizer)
+        watched = self._watched.get(id(scheduled))
+        recorder = watched.recorder if watched else self._early
+        if recorder is not None:
+            recorder.wiring.scheduled()
+        if scheduler not in self._schedulers:
+            self._schedulers.add(scheduler)
+            rate, epoch = schedule.number(scheduled.param_groups[0].get("lr")), getattr(scheduler, "last_epoch", None)
+            self._note("scheduler", optimizer=watched.index if watched else 0, kind=type(scheduler).__name__,
+                       last_epoch=epoch, rate=rate, step=watched.step if watched else 0)  # fmt: skip
 
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
@@ -208,6 +211,7 @@ class Monitor:
 
     def _on_step_begin(self, stepping: Optimizer, closure: bool) -> None:
         watched = self._find(stepping)
+        self._ownership.stepping(stepping)
         if watched is None:
             return
         watched.stepped = True
@@ -224,7 +228,8 @@ class Monitor:
             watched.step += 1
         if watched.index == 0:
             self.step = watched.step
-        watched.recorder.step_begin(watched.step, closure)
+        unguarded = None if watched.guarded else self._scaling.still_on(stepping)
+        watched.recorder.step_begin(watched.step, closure, unguarded)
 
     def _on_step_end(self, stepping: Optimizer, skipped: bool = False) -> None:
         watched = self._watched.get(id(stepping))
@@ -240,26 +245,35 @@ class Monitor:
             self._sink.step(watched.index, record)
             self._faults = self._in_a_row = 0
         finally:
-            recorder.begin_window()
+            self._tell_orphans()
+            recorder.begin_step()
 
-    def _lay_out(self, watched: _Watched, stepping: Optimizer) -> None:
+    def _tell_orphans(self, last: bool = False) -> None:
+        orphans = self._ownership.orphans(self.step, last)
+        if orphans:
+            self._note("orphans", parameters=orphans[:20], count=len(orphans), step=self.step)
+
+    def _lay_out(self, watched: Watched, stepping: Optimizer) -> None:
         self._names, self._roles = named_parameters(self._model), roles(self._model)
         watched.layout = self._sink.layout(
             watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, self._exact_updates)
         )
+        if watched.laid_out is None and schedule.attached(stepping):
+            self._note("scheduled", optimizer=watched.index)
         watched.laid_out = watched.recorder.roster
+        self._ownership.hold(watched.recorder.parameters)
         if not watched.laid_out.on_host:
             self._note("unmeasured", optimizer=watched.index, why="parameters on a device", step=self.step)
             self._tell("the parameters are not on the CPU: this version records rates and step counts of such a run, no losses "
                        "and no tensors")  # fmt: skip
 
-    def _find(self, stepping: Optimizer) -> _Watched | None:
+    def _find(self, stepping: Optimizer) -> Watched | None:
         found = self._watched.get(id(stepping))
         if found is None and self._adopts and any(id(p) in self._names for p in optimizer.parameters_of(stepping)):
             return self._adopt(stepping)
         return found
 
-    def _adopt(self, found: Optimizer) -> _Watched:
+    def _adopt(self, found: Optimizer) -> Watched:
         """Watch from now on; what was seen before is this optimizer's if nothing of it can be another's."""
         recorder = StepRecorder(found, self._every, self._exact_updates)
         early, self._early = self._early, None
@@ -269,5 +283,5 @@ class Monitor:
                 recorder.take_over(early)
         return self._watch(found, recorder)
 
-    def _watch(self, found: Optimizer, recorder: StepRecorder) -> _Watched:
-        return self._watched.setdefault(id(found), _Watched(len(self._watched), recorder))
+    def _watch(self, found: Optimizer, recorder: StepRecorder) -> Watched:
+        return self._watched.setdefault(id(found), Watched(len(self._watched), recorder))

@@ -113,6 +113,7 @@ class Roster:
     Attributes:
         parameters: Every parameter of every group, in order.
         lengths: The number of parameters of each group.
+        trainable: Whether each asks for a gradient.
         groups: The group of each parameter.
         sizes: The number of elements of each.
         on_host: Whether all of them can be read without making the training wait.
@@ -122,6 +123,7 @@ class Roster:
     def __init__(self, optimizer: Optimizer) -> None:
         self.parameters = parameters_of(optimizer)
         self.lengths = [len(group["params"]) for group in optimizer.param_groups]
+        self.trainable = [p.requires_grad for p in self.parameters]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
         self.coarse = [i for i, p in enumerate(self.parameters) if p.dtype in (torch.bfloat16, torch.float16)]
@@ -131,7 +133,8 @@ class Roster:
         """Whether it is still true."""
         groups = optimizer.param_groups
         return [len(group["params"]) for group in groups] == self.lengths and all(
-            a is b for a, b in zip(parameters_of(optimizer), self.parameters, strict=True)
+            a is b and a.requires_grad is trainable
+            for a, b, trainable in zip(parameters_of(optimizer), self.parameters, self.trainable, strict=True)
         )
 
 
@@ -239,7 +242,7 @@ def layout_of(
             known = names.get(id(p), (f"optimizer{index}.group{g}.{i}",))
             dtype = str(p.dtype).removeprefix("torch.")
             role = roles.get(id(p), "matrix" if p.dim() > 1 else "vector")
-            tensors.append(TensorInfo(known[0], tuple(p.shape), dtype, role, g, known[1:]))
+            tensors.append(TensorInfo(known[0], tuple(p.shape), dtype, role, g, known[1:], p.requires_grad))
     options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in ("amsgrad", "maximize"))
     name, implementation = type(optimizer).__name__, _implementation(optimizer)
     return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, _missing(optimizer, exact))

@@ -15,6 +15,7 @@ from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
 from stabkit.hooks.optimizer import Roster, StepCount, group_values
 from stabkit.hooks.transfer import to_host
+from stabkit.hooks.wiring import Wiring
 from stabkit.runlog import StepRecord
 
 __all__ = ["StepRecorder"]
@@ -31,6 +32,7 @@ class StepRecorder:
     Attributes:
         roster: The optimizer's parameters; another object as soon as they are others.
         spoiled: Whether a failure of our own has made a gap in what was seen since the last step.
+        wiring: In which order the loop did things.
     """
 
     def __init__(self, optimizer: Optimizer, every: int = 1, exact_updates: bool = False) -> None:
@@ -40,6 +42,7 @@ class StepRecorder:
         self.roster = Roster(optimizer)
         self._ledger = GradientLedger(self.parameters)
         self._count = StepCount()
+        self.wiring = Wiring()
         self._at_backward: list[Signature] = []
         self.begin_window()
 
@@ -48,19 +51,25 @@ class StepRecorder:
         """The optimizer's parameters, in order."""
         return self.roster.parameters
 
+    def begin_step(self) -> None:
+        """The optimizer has stepped: the next step begins."""
+        self.wiring.stepped(signatures(self.parameters))
+        self.begin_window()
+
     def begin_window(self) -> None:
-        """Forget what was seen: the next step begins."""
+        """Forget the gradients that were seen: a step begins, or they were thrown away."""
         self.spoiled = False
         self._window = LossWindow()
         self._ledger.begin()
         self._measurement: Measurement | None = None
         self._closure = False
         self._loss_scale = math.nan
+        self._outside_scaler = 0
 
     def take_over(self, early: StepRecorder) -> None:
         """Go on from what another recorder saw of the same gradients before their optimizer was known."""
         self.spoiled, self._window, self._ledger = early.spoiled, early._window, early._ledger
-        self._loss_scale = early._loss_scale
+        self._loss_scale, self.wiring = early._loss_scale, early.wiring
         self._ledger.reorder(self.parameters)
 
     def refresh(self) -> None:
@@ -80,6 +89,7 @@ class StepRecorder:
         if self._window.begun:
             if self._ledger.dropped(now):
                 spoiled = self.spoiled
+                self.wiring.dropped(len(self._window.calls))
                 self.begin_window()
                 self.spoiled = spoiled
             else:
@@ -96,6 +106,7 @@ class StepRecorder:
         now = signatures(self.parameters)
         if now == self._at_backward:
             return
+        self.wiring.backward(self._at_backward, first=not self._window.begun)
         self._ledger.after_backward(now)
         self._loss_scale = math.nan if scale is None else scale
         if finished:
@@ -106,16 +117,26 @@ class StepRecorder:
     def clip_begin(self, call: ClipCall, scale: float = 1.0) -> None:
         """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
         self._ledger.clip_begins(call, scale)
+        if self._ledger.concerns(call):
+            self.wiring.clipped(call.limit, scale)
 
     def clip_end(self, call: ClipCall) -> None:
         """A clipping call is over."""
         self._ledger.clip_ends(call)
 
-    def step_begin(self, step: int, closure: bool) -> None:
-        """The optimizer is about to step: look at weights and moments while they are still those before the step."""
+    def step_begin(self, step: int, closure: bool, unguarded_scale: float | None = None) -> None:
+        """The optimizer is about to step: look at weights and moments while they are still those before the step.
+
+        Args:
+            step: The step's number.
+            closure: Whether a closure was given, which may compute the gradients inside.
+            unguarded_scale: What the gradients still carry of a loss scale, where no scaler makes this step.
+        """
         self._closure = closure
         if not closure:
             self._ledger.close()
+            if unguarded_scale is not None and not math.isnan(self._loss_scale) and not self._ledger.hand_made():
+                self._outside_scaler = 1 if unguarded_scale == 1 else 2
         if (step - 1) % self.every == 0 and self.roster.on_host:
             self._measurement = Measurement(self.optimizer, self.roster, self.exact_updates, closure)
 
@@ -134,6 +155,8 @@ class StepRecorder:
         counts = self._count.read(self.optimizer, self.parameters)
         record.applied_steps = int(max(counts, default=-1)) if self.optimizer.state else -1
         record.skipped, record.loss_scale = int(skipped), self._loss_scale
+        record.step_outside_scaler = self._outside_scaler
+        self.wiring.tell(record)
         record.backward_count = len(self._window.calls)
         record.loss, record.loss_sum, record.loss_reduction = self._window.reduce(to_host(self._window.values()))
         if self._measurement is not None:

@@ -23,10 +23,12 @@ __all__ = ["Scaling", "carried_scale", "found_inf", "install"]
 
 
 def install() -> list[Undo]:
-    """Patch the scalers: events "scaled" (scaler, outputs, result), "scaler_step_begin" and "scaler_step_end" (optimizer)."""
+    """Patch the scalers: events "scaled" (scaler, outputs, result), "scaler_step_begin" and "scaler_step_end" (optimizer),
+    "scaler_updated".
+    """
     sharded = getattr(sys.modules.get("torch.distributed.fsdp.sharded_grad_scaler"), "ShardedGradScaler", None)
     classes = [c for c in (GradScaler, sharded) if c is not None]
-    wraps = {"scale": _wrap_scale, "step": _wrap_step}
+    wraps = {"scale": _wrap_scale, "step": _wrap_step, "update": _wrap_update}
     undo = [patch_attribute(owner, name, wrap) for owner in classes for name, wrap in wraps.items()]
     return [u for u in undo if u is not None]
 
@@ -57,6 +59,17 @@ def _wrap_step(original: Any) -> Any:
             notify("scaler_step_end", optimizer, finished)
 
     return step
+
+
+def _wrap_update(original: Any) -> Any:
+    @functools.wraps(original)
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if not torch.compiler.is_compiling() and listening() and self.is_enabled():
+            notify("scaler_updated")
+        return result
+
+    return update
 
 
 @dataclass

@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["METRICS", "STEP_METRICS", "TENSOR_COLUMNS", "TENSOR_METRICS", "Array", "Column", "Metric", "Scope"]
+__all__ = [
+    "METRICS",
+    "STEP_METRICS",
+    "TENSOR_COLUMNS",
+    "TENSOR_METRICS",
+    "WIRING_METRICS",
+    "Array",
+    "Column",
+    "Metric",
+    "Scope",
+]
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
@@ -154,7 +164,26 @@ TENSOR_METRICS: tuple[Metric, ...] = (
             ("applied_update_sumsq", "update_sumsq", "weight_sumsq"), _update_ratio),
 )  # fmt: skip
 
+WIRING_METRICS: tuple[Metric, ...] = (
+    Metric("clip_scale", "", "step", "the loss scale that the gradients still carried when they were last clipped",
+           "a loop that clips"),
+    Metric("clips_before_backward", "", "step", "clipping calls since the previous step, before any backward call"),
+    Metric("clips_between_backwards", "", "step", "clipping calls that a further backward call of the same step followed"),
+    Metric("clips_after_backward", "", "step", "clipping calls after the last backward call"),
+    Metric("kept_gradients", "", "step", "1 where the first backward call found the gradients as the previous step left them"),
+    Metric("dropped_backwards", "", "step", "backward calls since the previous step whose gradients were thrown away"),
+    Metric("step_outside_scaler", "", "step", "1 where the loss was scaled but the optimizer was called outside "
+           "GradScaler.step; 2 where the gradients still carried the scale"),
+    Metric("scaler_updates", "", "step", "GradScaler.update calls since the previous step"),
+    Metric("scheduler_steps_before_backward", "", "step", "scheduler steps since the previous step, before any backward call"),
+    Metric("scheduler_steps_between_backwards", "", "step",
+           "scheduler steps that a further backward call of the same step followed"),
+    Metric("scheduler_steps_after_backward", "", "step", "scheduler steps after the last backward call, before the step"),
+)  # fmt: skip
+"""In which order the loop did things since the previous step."""
+
 STEP_METRICS: tuple[Metric, ...] = (
+    *WIRING_METRICS,
     Metric("loss", "", "step", "the sum of the step's backward roots where they were divided or differ, else their mean"),
     Metric("loss_sum", "", "step", "sum of the backward roots of the step"),
     Metric("backward_count", "", "step", "number of backward calls since the previous step"),

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -113,7 +113,9 @@ class _Outputs:
     def flush(self) -> None:
         self._guarded(lambda dashboard: dashboard.flush())
 
-    def close(self) -> None:
+    def close(self, ended_by: str | None) -> None:
+        with suppress(Exception):  # what could not be written before is told already
+            self._log.event("close", error=ended_by)
         try:
             self._log.close()
         finally:
@@ -178,14 +180,18 @@ def watch(
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard, first_step)
     monitor = _attached(model, optimizers, outputs, every, exact_updates) if outputs else None
+    ended_by: str | None = None
     try:
         yield Watch(claimed if outputs else None, monitor, outputs)
+    except BaseException as error:
+        ended_by = type(error).__name__
+        raise
     finally:
         try:
             if monitor:
                 monitor.detach()
             if outputs:
-                outputs.close()
+                outputs.close(ended_by)
         except Exception as error:
             _warn(f"the log could not be closed ({error}); `stabkit analyze` reads it all the same")
         if lock is not None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from oracle import Oracle
 
-from stabkit.metric import STEP_METRICS, TENSOR_METRICS
+from stabkit.metric import STEP_METRICS, TENSOR_METRICS, WIRING_METRICS
 
 EXACT = {"grad_nonfinite", "weight_nonfinite", "backward_count", "applied_steps"}
 ABSOLUTE = {"grad_momentum_cosine", "grad_zero_fraction", "eps_fraction"}
 UNSEEN = {"unchanged_fraction"}  # nothing records it yet
-WITHOUT_TRUTH = {"time", "loss_reduction", "beta1", "beta2", "eps", "clip_value", "loss_scale", "skipped"}
+WITHOUT_TRUTH = {"time", "loss_reduction", "beta1", "beta2", "eps", "clip_value", "loss_scale", "skipped"} | {
+    metric.name for metric in WIRING_METRICS  # see test_wiring
+}
 TOLERANCE = 1e-4
 MAY_BE_MISSING = {"weight_absmax", "weight_nonfinite"}  # of a tensor that the optimizer passed over
 
