@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 import stabkit
-from tests.wiring_loop import IMPLEMENTATIONS, Loop
+from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
 
 FACTS = (
     "clips_before_backward", "clips_between_backwards", "clips_after_backward", "kept_gradients", "dropped_backwards",
