@@ -1,4 +1,4 @@
-"""The rules on wiring, on loops trained here and now: the mistake is found, its healthy twin is clear, and the verdict is causal."""
+"""The rules on wiring, on loops trained here and now: mistakes are found, healthy twins are clear, verdicts are causal."""
 
 from __future__ import annotations
 
