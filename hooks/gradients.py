@@ -7,14 +7,14 @@ understood is that of a clipping call which was seen; any other makes the gradie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
-from stabkit.hooks.transfer import to_host
+from stabkit.hooks.transfer import Batch, Later, Number
 from stabkit.metric import Array
 
 __all__ = ["GradientLedger", "Signature", "signatures"]
@@ -48,8 +48,9 @@ class GradientLedger:
         self._altered: set[int] = set()
         self._clipped: dict[int, ClipCall] = {}
         self._sums: dict[int, float] = {}  # of squares before clipping by value: no coefficient gives them back
-        self._norms: dict[int, float] | None = None
-        self._scales: dict[int, float] = {}  # that the gradients carried when a call found them
+        self._zeroed: dict[int, Signature] = {}
+        self._scales: dict[int, Number] = {}  # that the gradients carried when a call found them
+        self._numbers: dict[int, tuple[Later, Later]] = {}  # of each call: total norm, scale
 
     def follow(self, parameters: Sequence[torch.Tensor]) -> None:
         """The optimizer has other parameters now; of a step in progress nothing more can be proved."""
@@ -79,7 +80,14 @@ class GradientLedger:
         seen = self._seen
         if seen is None or len(seen) != len(now) or any(a == b is not None for a, b in zip(seen, now, strict=True)):
             return False
-        return all(_is_zero(p.grad) for p in self.parameters if p.grad is not None)
+        zeroed = (s is None or s == self._zeroed.get(i) or _is_zero(self.parameters[i].grad) for i, s in enumerate(now))
+        return all(zeroed)
+
+    def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
+        """The gradients of these were set to None or to zero."""
+        for place in (self._place.get(id(p)) for p in parameters):
+            if place is not None and (grad := self.parameters[place].grad) is not None:
+                self._zeroed[place] = (id(grad), grad._version)
 
     def before_backward(self, now: list[Signature]) -> None:
         """A further backward begins: whatever changed since the last one was not us."""
@@ -91,7 +99,7 @@ class GradientLedger:
         self._seen = now
         self._complete = True
 
-    def clip_begins(self, call: ClipCall, scale: float = 1.0) -> None:
+    def clip_begins(self, call: ClipCall, scale: Number = 1.0) -> None:
         """Check the gradients as the call finds them; for clipping by value, note their size.
 
         Args:
@@ -106,7 +114,7 @@ class GradientLedger:
             grads = {i: g for i in places if (g := self.parameters[i].grad) is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             sums = measure_before(states, [_PLAIN] * len(states))[:, 0] if states else ()
-            self._sums.update((i, float(total) / scale**2) for i, total in zip(grads, sums, strict=True))
+            self._sums.update((i, float(total)) for i, total in zip(grads, sums, strict=True))
 
     def concerns(self, call: ClipCall) -> bool:
         """Whether a call was given any of these parameters, with a gradient or without."""
@@ -140,16 +148,21 @@ class GradientLedger:
         calls = [call for call in self.calls if call.kind == kind]
         return calls[0] if len(calls) == 1 else None
 
+    def ask(self, batch: Batch) -> None:
+        """Put what the clipping calls found into a batch; what follows needs it fetched."""
+        for call in self.calls:
+            norm = math.nan if call.total_norm is None else call.total_norm
+            self._numbers[id(call)] = batch.add(norm), batch.add(self._scales.get(id(call), 1.0))
+
     def total_norm(self, call: ClipCall) -> float:
         """The norm of the unscaled gradients that a call found, NaN where it found none."""
-        return self._found_norm(call) / self._scales.get(id(call), 1.0)
+        return self._found_norm(call) / self._scale(call)
 
     def _found_norm(self, call: ClipCall) -> float:
-        if self._norms is None:
-            known = [(id(c), c.total_norm) for c in self.calls if c.total_norm is not None]
-            values = to_host([norm for _, norm in known])
-            self._norms = dict(zip((key for key, _ in known), values, strict=True))
-        return self._norms.get(id(call), math.nan)
+        return self._numbers[id(call)][0].value
+
+    def _scale(self, call: ClipCall) -> float:
+        return self._numbers[id(call)][1].value
 
     def coefficient(self, call: ClipCall) -> float:
         """What a call multiplied the gradients by."""
@@ -172,7 +185,7 @@ class GradientLedger:
             if call is None:
                 before[i] = value
             elif call.kind == "value":
-                before[i] = self._sums.get(i, math.nan)
+                before[i] = self._sums.get(i, math.nan) / self._scale(call) ** 2
             else:
                 before[i] = self._unclipped(i, value, self.coefficient(call))
         return before
@@ -200,6 +213,6 @@ class GradientLedger:
         return [self._place[id(p)] for p in call.parameters if id(p) in self._place]
 
 
-def _is_zero(grad: torch.Tensor) -> bool:
+def _is_zero(grad: torch.Tensor | None) -> bool:
     """Whether all elements are zero; False where looking would make the training wait."""
-    return grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())
+    return grad is not None and grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 import torch.autograd
 
 from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
+from stabkit.hooks.transfer import Batch, Later, Number
 
 __all__ = ["LossWindow", "Root", "install", "look_at"]
 
@@ -60,12 +60,12 @@ class Root:
         value: Its value, copied at once (the user may overwrite it in place a line later); None where it is no scalar
             on the CPU.
         operations: Names of the first nodes of its graph: what kind of loss it is.
-        factors: Python numbers it was multiplied by (divisions inverted) at the very end.
+        factors: Numbers it was multiplied by, or divided by (True), at the very end.
     """
 
     value: torch.Tensor | None
     operations: tuple[str, ...] = ()
-    factors: tuple[float, ...] = ()
+    factors: tuple[tuple[Number, bool], ...] = ()
 
 
 def look_at(roots: Any) -> list[Root]:
@@ -93,55 +93,63 @@ class LossWindow:
 
     calls: list[list[Root]] = field(default_factory=list)
     failed: bool = False
+    _values: list[Later] = field(default_factory=list)
+    _factors: list[list[tuple[Later, bool]]] = field(default_factory=list)
 
     @property
     def begun(self) -> bool:
         """Whether any backward reached the optimizer's gradients."""
         return self.failed or bool(self.calls)
 
-    def values(self) -> list[torch.Tensor]:
-        """The values of all roots, 0-d float64; none where they do not add up to the loss of the step."""
-        roots = [root.value for call in self.calls for root in call]
-        return [] if self.failed or any(v is None for v in roots) else [v for v in roots if v is not None]
+    def ask(self, batch: Batch) -> None:
+        """Put the values of all roots, and what they were divided by, into a batch."""
+        roots = [root for call in self.calls for root in call]
+        known = not self.failed and all(root.value is not None for root in roots)
+        self._values = [batch.add(root.value) for root in roots if root.value is not None] if known else []
+        many = known and len(self.calls) > 1
+        self._factors = [[(batch.add(f), inverted) for f, inverted in root.factors] for root in roots] if many else []
 
-    def reduce(self, values: Sequence[float]) -> tuple[float, float, int]:
-        """(loss, loss_sum, loss_reduction) of the step from the roots' values.
+    def reduce(self) -> tuple[float, float, int]:
+        """(loss, loss_sum, loss_reduction) of the step, once the batch was fetched.
 
         Roots of one call add up. Those of several calls do where the user divided each by their number, or where they are
         different losses; else the loss is their mean.
         """
-        if not values:
+        if not self._values:
             return math.nan, math.nan, 0
-        total, count = sum(values), len(self.calls)
+        total, count = sum(later.value for later in self._values), len(self.calls)
         if count == 1:
-            return total, total, 1 if len(values) == 1 else 2
-        roots = [root for call in self.calls for root in call]
-        divided = all(any(abs(f * count - 1) < 1e-5 for f in root.factors) for root in roots)
+            return total, total, 1 if len(self._values) == 1 else 2
+        divided = all(any(_is_share(later.value, inverted, count) for later, inverted in each) for each in self._factors)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
 
-def _describe(node: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _is_share(factor: float, inverted: bool, count: int) -> bool:
+    return abs(factor / count - 1 if inverted else factor * count - 1) < 1e-5
+
+
+def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...]]:
     operations: list[str] = []
-    factors: list[float] = []
+    factors: list[tuple[Number, bool]] = []
     outside = True
     while node is not None and len(operations) < _DEPTH:
         name = node.name()
         operations.append(name)
         outside = outside and name.startswith(_TRANSPARENT)
         if outside and name.startswith(("DivBackward", "MulBackward")):
-            factor = _python_number(node)
-            if factor:
-                factors.append(1 / factor if name.startswith("Div") else factor)
+            factor = _other_of(node)
+            if factor is not None:
+                factors.append((factor, name.startswith("Div")))
         node = node.next_functions[0][0] if node.next_functions else None
     return tuple(operations), tuple(factors)
 
 
-def _python_number(node: Any) -> float | None:
+def _other_of(node: Any) -> Number | None:
     try:
         other = getattr(node, "_saved_other", None)
     except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
         return None
     if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
-        return float(other) if other.is_cpu and other.numel() == 1 and not other.is_complex() else None
+        return other.detach().clone() if other.is_cpu and other.numel() == 1 and not other.is_complex() else None
     return float(other) if isinstance(other, (int, float)) else None

@@ -11,7 +11,6 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.gradients import GradientLedger
 from stabkit.hooks.optimizer import Roster, group_values, has_known_formula, states_of, steps_of
-from stabkit.hooks.scaler import carried_scale
 from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS, AdamStep, TensorState, measure_after, measure_before
 from stabkit.hooks.transfer import to_host
 from stabkit.metric import TENSOR_COLUMNS, Array
@@ -73,14 +72,17 @@ class Measurement:
         groups = group_values(optimizer)
         self.columns = _blank(len(roster.parameters))
         self.columns[:, _BEFORE] = measure_before(self._states, steps_of(optimizer, roster, groups))
-        self._scale = carried_scale(optimizer)
-        self.columns[:, _PLACE["momentum_dot"]] /= self._scale
         if exact_updates or self._known:
             self._copy_weights(groups, exact_updates)
         self._samples = self._sample_bits(groups, exact_updates)
 
     def finish(
-        self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: bool = False
+        self,
+        groups: Sequence[Group],
+        counts: Sequence[float],
+        ledger: GradientLedger,
+        skipped: bool = False,
+        carried_scale: float = 1.0,
     ) -> None:
         """Measure what must be seen after the step.
 
@@ -89,7 +91,9 @@ class Measurement:
             counts: The optimizer's count of steps of each parameter.
             ledger: What is known about the gradients.
             skipped: Whether a scaler made the optimizer pass the step over.
+            carried_scale: What a fused optimizer was told to take off the gradients.
         """
+        self.columns[:, _PLACE["momentum_dot"]] /= carried_scale  # it was measured before the optimizer did
         states = self._states_after()
         steps = steps_of(self._optimizer, self._roster, groups, counts)
         self.places = [i for i, s in enumerate(states) if s.grad is not None]
@@ -109,7 +113,7 @@ class Measurement:
         for i, (places, before) in self._samples.items():
             self.columns[i, _OF_BITS] = _unchanged(states[i], places, before)
         if skipped:
-            self._pass_over()
+            self._pass_over(carried_scale)
         self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]])
         if not self._known and not self._closure:  # some optimizers use the gradient as scratch space
             self.columns[np.ix_(ledger.rewritten(), [*_OF_GRADIENT, _PLACE["grad_sumsq"]])] = math.nan
@@ -134,13 +138,13 @@ class Measurement:
                 samples[i] = places, p.detach().view(-1)[places].clone()
         return samples
 
-    def _pass_over(self) -> None:
+    def _pass_over(self, carried_scale: float) -> None:
         """Make the columns those of a step that was not taken."""
         self.columns[:, _OF_MOMENTS] = math.nan
         self.columns[:, _OF_UPDATE] = 0.0
         # A fused optimizer takes the scale off the gradients only in a step that it takes.
-        self.columns[:, _PLACE["grad_used_sumsq"]] /= self._scale**2
-        self.columns[:, _PLACE["grad_absmax"]] /= self._scale
+        self.columns[:, _PLACE["grad_used_sumsq"]] /= carried_scale**2
+        self.columns[:, _PLACE["grad_absmax"]] /= carried_scale
 
     def _states_after(self) -> list[TensorState]:
         states = self._states

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler, schedule
+from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler, schedule, zeroing
 from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.ownership import Ownership
 from stabkit.hooks.recorder import StepRecorder
@@ -102,7 +102,7 @@ class Monitor:
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
         undo: list[dispatch.Undo] = []
-        for part in (optimizer, clip, loss, precision, scaler, schedule):
+        for part in (optimizer, clip, loss, precision, scaler, schedule, zeroing):
             found: list[dispatch.Undo] = []
             try:
                 found = part.install()
@@ -204,6 +204,10 @@ class Monitor:
         for recorder in self._recorders():
             recorder.clip_end(call)
 
+    def _on_zeroed(self, owner: Any, parameters: Callable[[Any], Iterable[torch.Tensor]]) -> None:
+        for recorder in self._recorders():
+            recorder.zeroed(parameters(owner))
+
     def _on_autocast(self, dtype: str) -> None:
         if dtype not in self._autocast:
             self._autocast.add(dtype)
@@ -240,7 +244,7 @@ class Monitor:
             if recorder.spoiled:
                 watched.count = recorder.count()
                 return
-            record = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped or scaler.found_inf(stepping))
+            record = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped)
             watched.count = recorder.count()
             self._sink.step(watched.index, record)
             self._faults = self._in_a_row = 0

@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from stabkit.hooks.dispatch import Undo, notify
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
+from stabkit.hooks.transfer import host_number
 from stabkit.metric import TENSOR_COLUMNS
 from stabkit.runlog import Group, Layout, TensorInfo
 
@@ -149,7 +150,7 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
 def _count(state: Mapping[str, Any]) -> float:
     step = state.get("step", -1)
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
-        return step.item() if step.is_cpu else -1.0
+        return host_number(step) if step.is_cpu else -1.0
     return float(step)
 
 

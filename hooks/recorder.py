@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -14,7 +14,8 @@ from stabkit.hooks.gradients import GradientLedger, Signature, signatures
 from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
 from stabkit.hooks.optimizer import Roster, StepCount, group_values
-from stabkit.hooks.transfer import to_host
+from stabkit.hooks.scaler import carried_scale, found_inf
+from stabkit.hooks.transfer import Batch, Number
 from stabkit.hooks.wiring import Wiring
 from stabkit.runlog import StepRecord
 
@@ -63,8 +64,8 @@ class StepRecorder:
         self._ledger.begin()
         self._measurement: Measurement | None = None
         self._closure = False
-        self._loss_scale = math.nan
-        self._outside_scaler = 0
+        self._loss_scale: Number | None = None
+        self._unguarded: Number | None = None
 
     def take_over(self, early: StepRecorder) -> None:
         """Go on from what another recorder saw of the same gradients before their optimizer was known."""
@@ -95,7 +96,7 @@ class StepRecorder:
             else:
                 self._ledger.before_backward(now)
 
-    def backward_end(self, roots: list[Root], finished: bool, scale: float | None = None) -> None:
+    def backward_end(self, roots: list[Root], finished: bool, scale: Number | None = None) -> None:
         """A backward call is over, or has raised: its loss is this optimizer's if it changed one of its gradients.
 
         Args:
@@ -108,23 +109,27 @@ class StepRecorder:
             return
         self.wiring.backward(self._at_backward, first=not self._window.begun)
         self._ledger.after_backward(now)
-        self._loss_scale = math.nan if scale is None else scale
+        self._loss_scale = scale
         if finished:
             self._window.calls.append(roots)
         else:
             self._window.failed = True
 
-    def clip_begin(self, call: ClipCall, scale: float = 1.0) -> None:
+    def clip_begin(self, call: ClipCall, scale: Number = 1.0) -> None:
         """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
         self._ledger.clip_begins(call, scale)
         if self._ledger.concerns(call):
             self.wiring.clipped(call.limit, scale)
 
+    def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
+        """The gradients of these were set to None or to zero."""
+        self._ledger.zeroed(parameters)
+
     def clip_end(self, call: ClipCall) -> None:
         """A clipping call is over."""
         self._ledger.clip_ends(call)
 
-    def step_begin(self, step: int, closure: bool, unguarded_scale: float | None = None) -> None:
+    def step_begin(self, step: int, closure: bool, unguarded_scale: Number | None = None) -> None:
         """The optimizer is about to step: look at weights and moments while they are still those before the step.
 
         Args:
@@ -135,8 +140,8 @@ class StepRecorder:
         self._closure = closure
         if not closure:
             self._ledger.close()
-            if unguarded_scale is not None and not math.isnan(self._loss_scale) and not self._ledger.hand_made():
-                self._outside_scaler = 1 if unguarded_scale == 1 else 2
+            if self._loss_scale is not None and not self._ledger.hand_made():
+                self._unguarded = unguarded_scale
         if (step - 1) % self.every == 0 and self.roster.on_host:
             self._measurement = Measurement(self.optimizer, self.roster, self.exact_updates, closure)
 
@@ -154,13 +159,23 @@ class StepRecorder:
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
         counts = self._count.read(self.optimizer, self.parameters)
         record.applied_steps = int(max(counts, default=-1)) if self.optimizer.state else -1
-        record.skipped, record.loss_scale = int(skipped), self._loss_scale
-        record.step_outside_scaler = self._outside_scaler
+        batch = Batch()
+        self._window.ask(batch)
+        self._ledger.ask(batch)
+        self.wiring.ask(batch)
+        loss_scale = batch.add(math.nan if self._loss_scale is None else self._loss_scale)
+        unguarded = batch.add(math.nan if self._unguarded is None else self._unguarded)
+        carried, overflowed = batch.add(carried_scale(self.optimizer)), batch.add(found_inf(self.optimizer))
+        batch.fetch()
+        record.loss_scale = loss_scale.value
+        record.step_outside_scaler = 0 if math.isnan(unguarded.value) else 1 if unguarded.value == 1 else 2
+        skipped = skipped or overflowed.value > 0
+        record.skipped = int(skipped)
         self.wiring.tell(record)
         record.backward_count = len(self._window.calls)
-        record.loss, record.loss_sum, record.loss_reduction = self._window.reduce(to_host(self._window.values()))
+        record.loss, record.loss_sum, record.loss_reduction = self._window.reduce()
         if self._measurement is not None:
-            self._measurement.finish(record.groups, counts, self._ledger, skipped)
+            self._measurement.finish(record.groups, counts, self._ledger, skipped, carried.value)
             record.tensors = self._measurement.columns
             places: Sequence[int] = self._measurement.places
             record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)

@@ -13,6 +13,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
+from stabkit.hooks.transfer import host_number
 from stabkit.runlog import Group
 
 __all__ = ["attached", "group_of", "install", "number"]
@@ -67,5 +68,5 @@ def group_of(group: dict[str, Any]) -> Group:
 def number(value: Any) -> float:
     """A Python number, or that of a tensor on the CPU; NaN for anything else: reading a device would make training wait."""
     if isinstance(value, torch.Tensor):
-        return float(value) if value.is_cpu and value.numel() == 1 else math.nan
+        return host_number(value)
     return float(value) if isinstance(value, (int, float)) else math.nan

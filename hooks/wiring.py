@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from stabkit.hooks.gradients import Signature
+from stabkit.hooks.transfer import Batch, Later, Number
 from stabkit.runlog import StepRecord
 
 __all__ = ["Wiring"]
@@ -30,7 +31,8 @@ class Wiring:
         self._clips_before = self._clips_between = self._clips_after = 0
         self._schedules_before = self._schedules_between = self._schedules_after = 0
         self._scaler_updates = self._dropped = 0
-        self._clip_scale = math.nan
+        self._clip_scale: Number = math.nan
+        self._asked = Later()
         self._kept = self._backward_seen = False
 
     def backward(self, found: Sequence[Signature], first: bool) -> None:
@@ -55,7 +57,7 @@ class Wiring:
         self._clips_between = self._clips_after = self._schedules_between = self._schedules_after = 0
         self._backward_seen = False
 
-    def clipped(self, limit: float, scale: float) -> None:
+    def clipped(self, limit: float, scale: Number) -> None:
         """A clipping call was made on its parameters, while gradients carried `scale`. One without limit only measures."""
         if not math.isfinite(limit):
             return
@@ -76,10 +78,14 @@ class Wiring:
         """The scaler was updated."""
         self._scaler_updates += 1
 
+    def ask(self, batch: Batch) -> None:
+        """Put what is still a tensor into a batch, to be fetched before `tell`."""
+        self._asked = batch.add(self._clip_scale)
+
     def tell(self, record: StepRecord) -> None:
         """Put the facts into the record of the step."""
         record.clips_before_backward, record.clips_between_backwards = self._clips_before, self._clips_between
-        record.clips_after_backward, record.clip_scale = self._clips_after, self._clip_scale
+        record.clips_after_backward, record.clip_scale = self._clips_after, self._asked.value
         record.kept_gradients, record.dropped_backwards = int(self._kept), self._dropped
         record.scaler_updates = self._scaler_updates
         record.scheduler_steps_before_backward = self._schedules_before
