@@ -239,13 +239,22 @@ class Monitor:
             watched.count = recorder.count()
             self._sink.step(watched.index, record)
             self._faults = self._in_a_row = 0
+            self._tell_news(watched)
         finally:
             recorder.begin_window()
 
+    def _tell_news(self, watched: _Watched) -> None:
+        trust = watched.recorder.trust
+        if trust.news is not None:
+            (why, place), trust.news = trust.news, None
+            name = self._names.get(id(watched.recorder.parameters[place]), (f"parameter {place}",))[0]
+            self._note("update-measured", optimizer=watched.index, why=why, tensor=name, step=watched.step)
+
     def _lay_out(self, watched: _Watched, stepping: Optimizer) -> None:
         self._names, self._roles = named_parameters(self._model), roles(self._model)
+        missing = watched.recorder.trust.missing(self._exact_updates)
         watched.layout = self._sink.layout(
-            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, self._exact_updates)
+            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, missing)
         )
         watched.laid_out = watched.recorder.roster
         if not watched.laid_out.on_host:

@@ -69,7 +69,7 @@ def step_dtype(groups: int) -> np.dtype[Any]:
         ("skipped", "<i8"), ("backward_count", "<i8"), ("loss_reduction", "<i8"), ("loss", "<f8"), ("loss_sum", "<f8"),
         ("grad_norm", "<f8"), ("grad_norm_used", "<f8"),
         ("clip_max_norm", "<f8"), ("clip_value", "<f8"), ("clip_coefficient", "<f8"), ("loss_scale", "<f8"),
-        ("weight_norm", "<f8"), ("update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,
+        ("weight_norm", "<f8"), ("update_norm", "<f8"), ("applied_update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,
     ])  # fmt: skip
 
 

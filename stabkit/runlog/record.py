@@ -116,6 +116,7 @@ class StepRecord:
     loss_scale: float = NAN
     weight_norm: float = NAN
     update_norm: float = NAN
+    applied_update_norm: float = NAN
     groups: tuple[Group, ...] = ()
     tensors: Array | None = field(default=None, repr=False)
     """Columns [tensors, columns] in the order of `metric.TENSOR_COLUMNS`; None where this step was not measured."""
