@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -10,9 +11,20 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.gradients import GradientLedger
-from stabkit.hooks.optimizer import Roster, group_values, has_known_formula, states_of, steps_of
-from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS, AdamStep, TensorState, measure_after, measure_before
+from stabkit.hooks.optimizer import Roster, group_values, states_of, steps_of
+from stabkit.hooks.probe import Probe
+from stabkit.hooks.statistics import (
+    AFTER_COLUMNS,
+    BEFORE_COLUMNS,
+    AdamStep,
+    TensorState,
+    measure_after,
+    measure_before,
+    measure_moves,
+    measure_sizes,
+)
 from stabkit.hooks.transfer import to_host
+from stabkit.hooks.trust import Trust
 from stabkit.metric import TENSOR_COLUMNS, Array
 from stabkit.runlog import Group
 
@@ -21,7 +33,9 @@ __all__ = ["Measurement", "weights_now"]
 _PLACE = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
 _BEFORE = [_PLACE[name] for name in BEFORE_COLUMNS]
 _AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
-_OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros", "rms_sum")]
+_OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros")]
+_OF_WEIGHT = [_PLACE[name] for name in ("weight_absmax", "weight_nonfinite")]
+_OF_MOVE = [_PLACE[name] for name in ("applied_update_sumsq", "weight_update_dot")]
 _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
 
 _OF_BITS = [_PLACE[name] for name in ("unchanged_count", "unchanged_sampled")]
@@ -55,25 +69,36 @@ def weights_now(optimizer: Optimizer, roster: Roster) -> Array:
 class Measurement:
     """The tensor columns of one step. Making one measures what must be seen before the step.
 
+    Where the update follows from the optimizer's state, nothing is copied but what `_copy_weights` names; elsewhere the weights
+    are copied for the time of the step. Gradients are measured after the step in the one pass that sees all else, but before
+    it where the optimizer is not exactly torch's Adam: others may use them as scratch space.
+
     Args:
         optimizer: The optimizer, about to step.
         roster: Its parameters.
+        trust: Whether its update follows from its state.
         exact_updates: Copy all weights, so that the applied update is measured.
         closure: Whether the gradient does not exist yet, because the step itself will compute it.
     """
 
-    def __init__(self, optimizer: Optimizer, roster: Roster, exact_updates: bool, closure: bool) -> None:
-        self._optimizer, self._roster, self._closure = optimizer, roster, closure
-        self._known = has_known_formula(optimizer)
-        self._states = states_of(optimizer, roster.parameters)
+    def __init__(self, optimizer: Optimizer, roster: Roster, trust: Trust, exact_updates: bool, closure: bool) -> None:
+        self._optimizer, self._roster, self._trust, self._closure = optimizer, roster, trust, closure
+        self._states = states_of(optimizer, roster.parameters, trust.moments)
         if closure:
             for state in self._states:
                 state.grad = None
         groups = group_values(optimizer)
         self.columns = _blank(len(roster.parameters))
-        self.columns[:, _BEFORE] = measure_before(self._states, steps_of(optimizer, roster, groups))
-        if exact_updates or self._known:
-            self._copy_weights(groups, exact_updates)
+        plain = trust.is_torch_adam and trust.derives
+        self._early = not plain and not closure  # whether the gradients are measured now
+        self.columns[:, _BEFORE] = measure_before(
+            self._states if plain else [_without_sparse(s) for s in self._states], steps_of(optimizer, roster, groups)
+        )
+        if self._early:
+            self._measure_gradients(self._states)
+        self._derived = trust.derives
+        self._copy_weights(groups, exact_updates or not self._derived)
+        self._probe = trust.probe(self._states, groups)
         self._samples = self._sample_bits(groups, exact_updates)
 
     def finish(
@@ -94,29 +119,82 @@ class Measurement:
             carried_scale: What a fused optimizer was told to take off the gradients.
         """
         self.columns[:, _PLACE["momentum_dot"]] /= carried_scale  # it was measured before the optimizer did
+        if self._early:
+            self._unscale_gradients(carried_scale)
+        trust = self._trust
+        if self._probe is not None and not skipped:
+            self._put_to_the_proof(self._probe, groups, counts)
         states = self._states_after()
-        steps = steps_of(self._optimizer, self._roster, groups, counts)
+        steps = steps_of(self._optimizer, self._roster, groups, counts, trust.variant)
         self.places = [i for i, s in enumerate(states) if s.grad is not None]
         """Of the tensors that had a gradient."""
-        dense = [i for i in self.places if not states[i].grad.is_sparse]  # type: ignore[union-attr]
+        dense = [i for i in self.places if states[i].grad.layout is torch.strided]  # type: ignore[union-attr]
         if self._closure:
             for i in dense:
                 self.columns[i, [_PLACE["momentum_dot"], _PLACE["momentum_sumsq"]]] = _momentum_before(states[i], steps[i])
-        everything = len(dense) == len(states)
-        after = measure_after(
-            states if everything else [states[i] for i in dense], steps if everything else [steps[i] for i in dense]
-        )
-        self.columns[slice(None) if everything else np.array(dense, dtype=np.intp)[:, None], _AFTER] = after
-        if self._known:
-            idle = [i for i, s in enumerate(states) if s.grad is None]
-            self.columns[np.ix_(idle, _OF_UPDATE)] = 0.0  # the optimizer passes over a tensor without a gradient
+        if trust.derives:
+            self._measure_derived(states, steps, dense)
+        else:
+            self._measure_plainly(states, steps, dense)
         for i, (places, before) in self._samples.items():
             self.columns[i, _OF_BITS] = _unchanged(states[i], places, before)
         if skipped:
             self._pass_over(carried_scale)
+        if self._early:
+            self.columns[ledger.rewritten(), _PLACE["rms_sum"]] = math.nan  # what was summed up is not the gradient
         self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]])
-        if not self._known and not self._closure:  # some optimizers use the gradient as scratch space
-            self.columns[np.ix_(ledger.rewritten(), [*_OF_GRADIENT, _PLACE["grad_sumsq"]])] = math.nan
+
+    def _put_to_the_proof(self, probe: Probe, groups: Sequence[Group], counts: Sequence[float]) -> None:
+        """See whether the formula told what the step did."""
+        states = states_of(self._optimizer, self._roster.parameters, self._trust.moments)
+        moments = self._trust.look(self._optimizer, states, groups)
+        if moments is not None:
+            states = states_of(self._optimizer, self._roster.parameters, moments)
+            steps = functools.partial(steps_of, self._optimizer, self._roster, groups, counts)
+            self._trust.judge(probe, moments, states, steps, groups)
+
+    def _measure_derived(self, states: list[TensorState], steps: list[AdamStep], dense: list[int]) -> None:
+        """All columns of an optimizer whose update follows from its state."""
+        self._measure_adam(states, steps, dense)
+        idle = [i for i, s in enumerate(states) if s.grad is None]
+        self.columns[np.ix_(idle, _OF_UPDATE)] = 0.0  # the optimizer passes over a tensor without a gradient
+        if all(states[i].before is not None for i in self.places):
+            self.columns[idle, _PLACE["applied_update_sumsq"]] = 0.0
+
+    def _measure_plainly(self, states: list[TensorState], steps: list[AdamStep], dense: list[int]) -> None:
+        """What is certain of any optimizer: gradients, weights, what the step did to them, and known moments."""
+        if not self._early:
+            self._measure_gradients(states)
+        moments = self._trust.moments
+        if moments is not None and moments.second is not None:
+            self._measure_adam(states, steps, dense)
+            self.columns[np.ix_(range(len(states)), _OF_UPDATE)] = math.nan
+        elif moments is not None:
+            kept = [i for i in self.places if states[i].exp_avg is not None]
+            self.columns[kept, _PLACE["exp_avg_sumsq"]] = measure_sizes([states[i].exp_avg for i in kept])[:, 0]  # type: ignore[misc]
+        self.columns[:, _OF_WEIGHT] = measure_sizes([s.param for s in states])[:, 1:3]
+        copied = [i for i, s in enumerate(states) if s.before is not None]
+        copies = [s.before for s in states if s.before is not None]
+        self.columns[np.ix_(copied, _OF_MOVE)] = measure_moves([states[i].param for i in copied], copies)
+
+    def _measure_adam(self, states: list[TensorState], steps: list[AdamStep], dense: list[int]) -> None:
+        everything = len(dense) == len(states)
+        after = measure_after(
+            states if everything else [states[i] for i in dense], steps if everything else [steps[i] for i in dense]
+        )
+        known = self.columns[:, _OF_GRADIENT].copy() if self._early else None
+        self.columns[slice(None) if everything else np.array(dense, dtype=np.intp)[:, None], _AFTER] = after
+        if known is not None:
+            self.columns[:, _OF_GRADIENT] = known
+
+    def _measure_gradients(self, states: Sequence[TensorState]) -> None:
+        """The gradients as they are, sparse ones too."""
+        grads = {i: s.grad for i, s in enumerate(states) if s.grad is not None}
+        self.columns[np.ix_(list(grads), _OF_GRADIENT)] = measure_sizes(list(grads.values()))
+
+    def _unscale_gradients(self, carried_scale: float) -> None:
+        self.columns[:, _PLACE["grad_used_sumsq"]] /= carried_scale**2
+        self.columns[:, _PLACE["grad_absmax"]] /= carried_scale
 
     def norm(self, column: str, places: Sequence[int] | None = None) -> float:
         """The root of a column's sum over the tensors, or over some of them; NaN where any lacks it."""
@@ -141,16 +219,19 @@ class Measurement:
     def _pass_over(self, carried_scale: float) -> None:
         """Make the columns those of a step that was not taken."""
         self.columns[:, _OF_MOMENTS] = math.nan
+        if not self._trust.derives:
+            return  # that nothing moved is measured, as the gradients were before
         self.columns[:, _OF_UPDATE] = 0.0
+        if self._early:
+            return
         # A fused optimizer takes the scale off the gradients only in a step that it takes.
-        self.columns[:, _PLACE["grad_used_sumsq"]] /= carried_scale**2
-        self.columns[:, _PLACE["grad_absmax"]] /= carried_scale
+        self._unscale_gradients(carried_scale)
 
     def _states_after(self) -> list[TensorState]:
         states = self._states
         if self._closure or any(s.exp_avg is None for s in states):  # the step made gradients, or its moments
             copies = [s.before for s in states]
-            states = states_of(self._optimizer, self._roster.parameters)
+            states = states_of(self._optimizer, self._roster.parameters, self._trust.moments)
             for state, copy in zip(states, copies, strict=True):
                 state.before = copy
         self._states = []  # the copies of weights must not outlive the step
@@ -164,7 +245,7 @@ class Measurement:
         needed |= all_of_them | (np.abs(lr * decay) > _LARGE_DECAY)[self._roster.groups]
         for i in np.flatnonzero(needed).tolist():
             state = self._states[i]
-            if state.grad is not None or self._closure:
+            if not self._derived or state.grad is not None or self._closure:
                 state.before = state.param.detach().clone()
 
 
@@ -172,9 +253,15 @@ def _blank(tensors: int) -> Array:
     return np.full((tensors, len(TENSOR_COLUMNS)), np.nan)
 
 
+def _without_sparse(state: TensorState) -> TensorState:
+    """The same, with a gradient that can be read along with the parameter, or none."""
+    sparse = state.grad is not None and state.grad.layout is not torch.strided
+    return TensorState(state.param, None, state.exp_avg, None) if sparse else state
+
+
 def _unchanged(state: TensorState, places: slice, before: torch.Tensor) -> tuple[float, float]:
     """How many sampled elements with a gradient kept their bits, and how many had a gradient; NaN without one."""
-    if state.grad is None or not state.grad.is_contiguous():
+    if state.grad is None or state.grad.layout is not torch.strided or not state.grad.is_contiguous():
         return math.nan, math.nan
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[before.element_size()]
     now = state.param.detach().view(-1)[places].clone()
@@ -185,7 +272,9 @@ def _unchanged(state: TensorState, places: slice, before: torch.Tensor) -> tuple
 
 def _momentum_before(state: TensorState, step: AdamStep) -> tuple[float, float]:
     """Σgm and Σm² with m from before the step, worked back from m after it; NaN where that would be all rounding."""
-    if state.exp_avg is None or state.grad is None or step.count <= 1 or not step.beta1 > 0:
+    if state.exp_avg is None or state.exp_avg_sq is None or state.grad is None or step.count <= 1 or not step.beta1 > 0:
+        return math.nan, math.nan
+    if step.weight_decay and not step.decoupled:  # m has taken in more than the gradient
         return math.nan, math.nan
     grad, after = (
         (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).to(torch.float64) for t in (state.grad, state.exp_avg)

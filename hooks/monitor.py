@@ -248,6 +248,7 @@ class Monitor:
             watched.count = recorder.count()
             self._sink.step(watched.index, record)
             self._faults = self._in_a_row = 0
+            self._tell_news(watched)
         finally:
             self._tell_orphans()
             recorder.begin_step()
@@ -257,10 +258,18 @@ class Monitor:
         if orphans:
             self._note("orphans", parameters=orphans[:20], count=len(orphans), step=self.step)
 
+    def _tell_news(self, watched: Watched) -> None:
+        trust = watched.recorder.trust
+        if trust.news is not None:
+            (why, place), trust.news = trust.news, None
+            name = self._names.get(id(watched.recorder.parameters[place]), (f"parameter {place}",))[0]
+            self._note("update-measured", optimizer=watched.index, why=why, tensor=name, step=watched.step)
+
     def _lay_out(self, watched: Watched, stepping: Optimizer) -> None:
         self._names, self._roles = named_parameters(self._model), roles(self._model)
+        missing = watched.recorder.trust.missing(self._exact_updates)
         watched.layout = self._sink.layout(
-            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, self._exact_updates)
+            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, missing)
         )
         if watched.laid_out is None and schedule.attached(stepping):
             self._note("scheduled", optimizer=watched.index)

@@ -16,10 +16,10 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabkit.hooks.dispatch import Undo, notify
+from stabkit.hooks.formula import Moments, Variant
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
 from stabkit.hooks.transfer import host_number
-from stabkit.metric import TENSOR_COLUMNS
 from stabkit.runlog import Group, Layout, TensorInfo
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "StepCount",
     "counts_of",
     "group_values",
-    "has_known_formula",
     "install",
     "layout_of",
     "parameters_of",
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 _NOTHING: Mapping[str, Any] = {}
-_READ_BY_ADAM = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
 
 
 def install() -> list[Undo]:
@@ -93,19 +91,9 @@ def unwrap(optimizer: Any) -> Any:
     return optimizer
 
 
-_OF_MOMENTS = ("momentum_", "exp_avg", "rms_", "eps_", "update_", "weight_update_")
-
-
 def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
     """Every parameter of every group, in order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def has_known_formula(optimizer: Optimizer) -> bool:
-    """Whether the update follows from p, m, v: exactly torch's AdamW or Adam, with every key they read in each group."""
-    return type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and all(
-        group.keys() >= _READ_BY_ADAM for group in optimizer.param_groups
-    )
 
 
 class Roster:
@@ -148,10 +136,10 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
 
 
 def _count(state: Mapping[str, Any]) -> float:
-    step = state.get("step", -1)
+    step = state.get("step", state.get("t", -1))
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
-        return host_number(step) if step.is_cpu else -1.0
-    return float(step)
+        return host_number(step) if step.is_cpu and step.numel() == 1 else -1.0
+    return float(step) if isinstance(step, (int, float)) else -1.0
 
 
 class StepCount:
@@ -184,20 +172,25 @@ class StepCount:
         return self._count
 
 
-def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> list[TensorState]:
-    """What the statistics need of each parameter; of an optimizer whose formula is not known, moments are absent."""
-    if not has_known_formula(optimizer):
+def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments: Moments | None) -> list[TensorState]:
+    """What the statistics need of each parameter; moments are absent where it is not known where they are."""
+    first, second, largest = (moments.first, moments.second, moments.largest) if moments else (None, None, None)
+    if first is None:
         return [TensorState(p, p.grad, None, None) for p in parameters]
     states: list[TensorState] = []
     state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
-        states.append(TensorState(p, p.grad, get("exp_avg"), get("exp_avg_sq"), get("max_exp_avg_sq")))
+        states.append(TensorState(p, p.grad, get(first), get(second), get(largest)))
     return states
 
 
 def steps_of(
-    optimizer: Optimizer, roster: Roster, groups: Sequence[Group], counts: Sequence[float] | None = None
+    optimizer: Optimizer,
+    roster: Roster,
+    groups: Sequence[Group],
+    counts: Sequence[float] | None = None,
+    variant: Variant | None = None,
 ) -> list[AdamStep]:
     """The numbers each parameter's update is computed with; parameters of one group and count share an object.
 
@@ -206,6 +199,7 @@ def steps_of(
         roster: Its parameters.
         groups: The hyperparameters of its groups.
         counts: The count of each parameter after the step; None before it.
+        variant: The kind of Adam it is; None for torch's own.
     """
     shared: dict[tuple[int, float], AdamStep] = {}
 
@@ -216,7 +210,8 @@ def steps_of(
             decoupled = type(optimizer) is torch.optim.AdamW or bool(entry.get("decoupled_weight_decay", False))
             ascend = bool(entry.get("maximize", False))
             rates = (group.lr, group.beta1, group.beta2, group.eps, group.weight_decay)
-            shared[key] = AdamStep(*rates, max(count, 0.0), ascend, decoupled)
+            found = AdamStep(*rates, max(count, 0.0), ascend, decoupled)
+            shared[key] = variant.of(found) if variant else found
         return shared[key]
 
     if counts is None or len(set(counts)) == 1:  # as nearly always
@@ -226,7 +221,11 @@ def steps_of(
 
 
 def layout_of(
-    optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], roles: Mapping[int, str], index: int, exact: bool = False
+    optimizer: Optimizer,
+    names: Mapping[int, tuple[str, ...]],
+    roles: Mapping[int, str],
+    index: int,
+    missing: Mapping[str, str] = _NOTHING,
 ) -> Layout:
     """The layout of an optimizer's stream.
 
@@ -235,7 +234,7 @@ def layout_of(
         names: All names of each of the model's parameters, by id.
         roles: The role of each of the model's parameters, by id.
         index: Which optimizer it is, for the names of parameters outside the model.
-        exact: Whether the applied update is measured.
+        missing: Columns that no step can have, with the reason.
     """
     tensors = []
     for g, group in enumerate(optimizer.param_groups):
@@ -246,18 +245,7 @@ def layout_of(
             tensors.append(TensorInfo(known[0], tuple(p.shape), dtype, role, g, known[1:], p.requires_grad))
     options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in ("amsgrad", "maximize"))
     name, implementation = type(optimizer).__name__, _implementation(optimizer)
-    return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, _missing(optimizer, exact))
-
-
-def _missing(optimizer: Optimizer, exact: bool) -> dict[str, str]:
-    """The columns that no step of this optimizer can have, with the reason."""
-    missing = {}
-    if not exact:
-        missing["applied_update_sumsq"] = "measured with stabkit.watch(..., exact_updates=True)"
-    if not has_known_formula(optimizer):
-        why = f"this version does not know the moments and the update of {type(optimizer).__name__}"
-        missing |= {c.name: why for c in TENSOR_COLUMNS if c.name.startswith(_OF_MOMENTS)}
-    return missing
+    return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, missing)
 
 
 def _implementation(optimizer: Optimizer) -> str:

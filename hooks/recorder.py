@@ -16,6 +16,7 @@ from stabkit.hooks.measurement import Measurement, weights_now
 from stabkit.hooks.optimizer import Roster, StepCount, group_values
 from stabkit.hooks.scaler import carried_scale, found_inf
 from stabkit.hooks.transfer import Batch, Number
+from stabkit.hooks.trust import Trust
 from stabkit.hooks.wiring import Wiring
 from stabkit.runlog import StepRecord
 
@@ -31,7 +32,8 @@ class StepRecorder:
         exact_updates: Copy all weights before each measured step, so that the applied update is measured.
 
     Attributes:
-        roster: The optimizer's parameters; another object as soon as they are others.
+        roster: The optimizer's parameters; another object as soon as they are others, or something else is known of them.
+        trust: Whether the optimizer's update may be worked out from its state.
         spoiled: Whether a failure of our own has made a gap in what was seen since the last step.
         wiring: In which order the loop did things.
     """
@@ -41,6 +43,7 @@ class StepRecorder:
         self.every = every
         self.exact_updates = exact_updates
         self.roster = Roster(optimizer)
+        self.trust = Trust(optimizer)
         self._ledger = GradientLedger(self.parameters)
         self._count = StepCount()
         self.wiring = Wiring()
@@ -78,6 +81,9 @@ class StepRecorder:
         if not self.roster.holds(self.optimizer):
             self.roster = Roster(self.optimizer)
             self._ledger.follow(self.parameters)
+        elif self.trust.changed:
+            self.roster = Roster(self.optimizer)
+        self.trust.changed = False
 
     def count(self) -> int:
         """The optimizer's own count of steps."""
@@ -89,10 +95,11 @@ class StepRecorder:
         self._at_backward = now = signatures(self.parameters)
         if self._window.begun:
             if self._ledger.dropped(now):
-                spoiled = self.spoiled
                 self.wiring.dropped(len(self._window.calls))
+                # A closure may drop and compute them several times within one step, which has begun for good.
+                kept = self.spoiled, self._measurement, self._closure
                 self.begin_window()
-                self.spoiled = spoiled
+                self.spoiled, self._measurement, self._closure = kept
             else:
                 self._ledger.before_backward(now)
 
@@ -143,7 +150,7 @@ class StepRecorder:
             if self._loss_scale is not None and not self._ledger.hand_made():
                 self._unguarded = unguarded_scale
         if (step - 1) % self.every == 0 and self.roster.on_host:
-            self._measurement = Measurement(self.optimizer, self.roster, self.exact_updates, closure)
+            self._measurement = Measurement(self.optimizer, self.roster, self.trust, self.exact_updates, closure)
 
     def step_end(self, step: int, attempt: int, layout: int, skipped: bool = False) -> StepRecord:
         """The optimizer has stepped: measure.
@@ -182,6 +189,7 @@ class StepRecorder:
             record.grad_norm = self._measurement.norm("grad_sumsq", places)
             record.weight_norm = self._measurement.norm("weight_sumsq")
             record.update_norm = self._measurement.norm("update_sumsq")
+            record.applied_update_norm = self._measurement.norm("applied_update_sumsq")
         else:
             places = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         self._read_clips(record, places)

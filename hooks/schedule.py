@@ -61,7 +61,8 @@ def attached(optimizer: Any) -> bool:
 def group_of(group: dict[str, Any]) -> Group:
     """The hyperparameters of a `param_groups` entry; NaN for what the optimizer has not, or keeps on a device."""
     betas = group.get("betas", ())
-    beta1, beta2 = (number(b) for b in betas) if len(betas) == 2 else (math.nan, math.nan)
+    pair = betas if isinstance(betas, (tuple, list)) and len(betas) == 2 else (group.get("beta1"), group.get("beta2"))
+    beta1, beta2 = (number(beta) for beta in pair)
     return Group(number(group.get("lr")), number(group.get("weight_decay")), beta1, beta2, number(group.get("eps")))
 
 

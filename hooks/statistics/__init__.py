@@ -48,6 +48,8 @@ __all__ = [
     "backend",
     "measure_after",
     "measure_before",
+    "measure_moves",
+    "measure_sizes",
 ]
 
 BEFORE_COLUMNS = ("weight_sumsq", "momentum_dot", "momentum_sumsq")
@@ -118,6 +120,10 @@ class TensorState:
     before: torch.Tensor | None = None
 
 
+_UNCOUNTED = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
+"""Of no step: with it, the one pass measures tensors and leaves out moments and update."""
+
+
 def measure_before(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> NDArray[np.float64]:
     """Measures parameters, gradients and first moments as they are before an optimizer step.
 
@@ -155,6 +161,51 @@ def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> N
     out = np.empty((len(states), len(AFTER_COLUMNS)))
     for i in cpu.measure_after(states, steps, out):
         out[i] = reference.measure_after(states[i], steps[i])
+    return out
+
+
+def measure_sizes(tensors: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    """Measures tensors of any kind by themselves.
+
+    Args:
+        tensors: Dense or sparse (COO); of a sparse one duplicate entries are added up first, out of place.
+
+    Returns:
+        float64 [len(tensors), 4]: Σx², largest finite |x|, how many elements are NaN or infinite, how many are zero; as of
+        the gradient in `AFTER_COLUMNS`. Of tensors in other layouts all are NaN.
+    """
+    dense = [reference.entries(tensor) for tensor in tensors]
+    states = [TensorState(x, x, x, x) for x in dense]
+    after = np.empty((len(states), len(AFTER_COLUMNS)))
+    others = cpu.measure_after(states, [_UNCOUNTED] * len(states), after)
+    out = after[:, :4]
+    for i in others:
+        out[i] = reference.measure_size(dense[i])
+    for i, (tensor, x) in enumerate(zip(tensors, dense, strict=True)):
+        if tensor is not x:
+            out[i, 3] += (tensor.numel() - x.numel()) * (2 if x.is_complex() else 1)
+    return out
+
+
+def measure_moves(params: Sequence[torch.Tensor], befores: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    """Measures what a step really did to parameters. The copies are used up: what is in them afterwards is not said.
+
+    Args:
+        params: The parameters after the step.
+        befores: Copies of them from before it, of the same shape and dtype.
+
+    Returns:
+        float64 [len(params), 2]: Σ(p_after - p_before)² and Σ p_before (p_after - p_before).
+    """
+    out = np.empty((len(params), 2))
+    exact = [i for i, p in enumerate(params) if p.dtype is torch.float32]  # a difference in 16 bits would be rounded
+    for i in exact:
+        torch.sub(params[i].detach(), befores[i], out=befores[i])
+    states = [TensorState(befores[i], params[i].detach(), befores[i], None) for i in exact]
+    sums = measure_before(states, [_UNCOUNTED] * len(exact))  # ΣΔ², Σ p_after Δ, ΣΔ²
+    out[exact, 0], out[exact, 1] = sums[:, 0], sums[:, 1] - sums[:, 0]
+    for i in set(range(len(params))) - set(exact):
+        out[i] = reference.measure_move(params[i], befores[i])
     return out
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from stabkit.hooks.statistics import AdamStep, TensorState
 
-__all__ = ["measure_after", "measure_before"]
+__all__ = ["entries", "measure_after", "measure_before", "measure_move", "measure_size"]
 
 PIECE = 32_000
 """Elements converted to float64 at a time: below the 32,768 from which most operations start threads, which on a busy
@@ -48,6 +48,41 @@ def measure_after(state: TensorState, step: AdamStep) -> list[float]:
         rows = [_after(step, *piece) for piece in _pieces(tensors)]
         merged = _merge(torch.stack(rows)).tolist() if rows else [0.0] * 6 + [math.inf, -math.inf] + [0.0] * 8
     return _drop_unknown(merged, step, [t is not None for t in tensors])
+
+
+def entries(tensor: Tensor) -> Tensor:
+    """What a tensor holds: a dense one itself, a sparse one its entries, each place once (`coalesce` copies)."""
+    return tensor.detach().coalesce().values() if tensor.layout is torch.sparse_coo else tensor.detach()
+
+
+def measure_size(tensor: Tensor) -> list[float]:
+    """Returns sum of squares, absmax, count of nonfinite elements and count of zeros of one tensor."""
+    with torch.no_grad():
+        (x,) = _side_by_side(tensor)
+        if x is None:
+            return [math.nan] * 4
+        rows = [
+            torch.stack([(piece * piece).sum(), *_magnitude(piece), _count(piece == 0)])
+            for (piece,) in _pieces([x])
+            if piece is not None
+        ]
+        if not rows:
+            return [0.0] * 4
+        table = torch.stack(rows)
+        total = table.sum(dim=0)
+        total[1] = table[:, 1].amax()
+        return [float(value) for value in total.tolist()]
+
+
+def measure_move(param: Tensor, before: Tensor) -> list[float]:
+    """Returns Σ(p - before)² and Σ before (p - before) of one tensor."""
+    with torch.no_grad():
+        rows = []
+        for p, b in _pieces(_side_by_side(param.detach(), before)):
+            if p is not None and b is not None:
+                moved = p - b
+                rows.append(torch.stack([(moved * moved).sum(), (b * moved).sum()]))
+        return [float(value) for value in torch.stack(rows).sum(dim=0).tolist()] if rows else [0.0, 0.0]
 
 
 def _side_by_side(*tensors: Tensor | None) -> list[Tensor | None]:

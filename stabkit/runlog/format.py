@@ -73,7 +73,7 @@ def step_dtype(groups: int) -> np.dtype[Any]:
         ("clips_after_backward", "<i8"), ("kept_gradients", "<i8"), ("dropped_backwards", "<i8"),
         ("step_outside_scaler", "<i8"), ("scaler_updates", "<i8"), ("scheduler_steps_before_backward", "<i8"),
         ("scheduler_steps_between_backwards", "<i8"), ("scheduler_steps_after_backward", "<i8"),
-        ("weight_norm", "<f8"), ("update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,
+        ("weight_norm", "<f8"), ("update_norm", "<f8"), ("applied_update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,
     ])  # fmt: skip
 
 

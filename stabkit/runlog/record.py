@@ -129,6 +129,7 @@ class StepRecord:
     scheduler_steps_after_backward: int = 0
     weight_norm: float = NAN
     update_norm: float = NAN
+    applied_update_norm: float = NAN
     groups: tuple[Group, ...] = ()
     tensors: Array | None = field(default=None, repr=False)
     """Columns [tensors, columns] in the order of `metric.TENSOR_COLUMNS`; None where this step was not measured."""
