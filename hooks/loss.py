@@ -23,6 +23,7 @@ __all__ = ["LossWindow", "Root", "install", "look_at"]
 _DEPTH = 5  # nodes below the root that tell what kind of loss it is, and whether it was divided
 _TRANSPARENT = ("ToCopy", "Mean", "Sum", "Squeeze", "View", "Reshape", "Alias", "Clone", "Div", "Mul")
 """Nodes through which a division by the number of micro-batches is looked for: any other is part of the loss itself."""
+_SUM = 2  # torch's number for reduction="sum"
 _nesting = Nesting()  # a reentrant checkpoint calls backward from inside backward, on a GPU from another thread
 
 
@@ -61,11 +62,13 @@ class Root:
             on the CPU.
         operations: Names of the first nodes of its graph: what kind of loss it is.
         factors: Python numbers it was multiplied by (divisions inverted) at the very end.
+        items: How many numbers were added up for it, such as the losses of tokens; 1 for a mean.
     """
 
     value: torch.Tensor | None
     operations: tuple[str, ...] = ()
     factors: tuple[float, ...] = ()
+    items: float = 1.0
 
 
 def look_at(roots: Any) -> list[Root]:
@@ -107,8 +110,8 @@ class LossWindow:
     def reduce(self, values: Sequence[float]) -> tuple[float, float, int]:
         """(loss, loss_sum, loss_reduction) of the step from the roots' values.
 
-        Roots of one call add up. Those of several calls do where the user divided each by their number, or where they are
-        different losses; else the loss is their mean.
+        Roots of one call add up. Those of several calls do where the user divided each by their number, or by the number of
+        items (tokens) in all of them, or where they are different losses; else the loss is their mean.
         """
         if not values:
             return math.nan, math.nan, 0
@@ -116,25 +119,48 @@ class LossWindow:
         if count == 1:
             return total, total, 1 if len(values) == 1 else 2
         roots = [root for call in self.calls for root in call]
-        divided = all(any(abs(f * count - 1) < 1e-5 for f in root.factors) for root in roots)
+        parts = (count, sum(call[0].items for call in self.calls if call))
+        divided = all(_divided(root.factors, parts) for root in roots)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
 
-def _describe(node: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _divided(factors: tuple[float, ...], parts: tuple[float, ...]) -> bool:
+    """Whether one of the factors, or all of them together, divide by one of these numbers."""
+    return any(abs(f * n - 1) < 1e-5 for f in (*factors, math.prod(factors)) for n in parts)
+
+
+def _describe(node: Any) -> tuple[tuple[str, ...], tuple[float, ...], float]:
     operations: list[str] = []
     factors: list[float] = []
+    items = 1.0
     outside = True
     while node is not None and len(operations) < _DEPTH:
         name = node.name()
         operations.append(name)
+        items *= _items(name, node) if outside else 1.0
         outside = outside and name.startswith(_TRANSPARENT)
         if outside and name.startswith(("DivBackward", "MulBackward")):
             factor = _python_number(node)
             if factor:
                 factors.append(1 / factor if name.startswith("Div") else factor)
         node = node.next_functions[0][0] if node.next_functions else None
-    return tuple(operations), tuple(factors)
+    return tuple(operations), tuple(factors), items
+
+
+def _items(name: str, node: Any) -> float:
+    """How many numbers a node adds up, where that can be read without waiting; 1 where it does not, or averages."""
+    try:
+        if name.startswith("SumBackward"):
+            return float(math.prod(node._saved_self_sym_sizes))
+        if getattr(node, "_saved_reduction", None) != _SUM:
+            return 1.0
+        if not name.startswith("NllLoss"):
+            return float(node._saved_self.numel())
+        weight = node._saved_total_weight  # without class weights: the number of targets that are not ignored
+        return float(weight) if weight.is_cpu else 1.0
+    except (AttributeError, RuntimeError):  # another torch calls it otherwise, or the graph is used a second time
+        return 1.0
 
 
 def _python_number(node: Any) -> float | None:
