@@ -251,8 +251,7 @@ class Monitor:
         if found is not None or is_shell(stepping):
             return found
         parameters = optimizer.parameters_of(stepping)
-        known = [] if stepping in self._replaced else list(self._watched.values())
-        earlier = next((w for w in known if replaces(parameters, w.recorder.parameters)), None)
+        earlier = next((w for w in self._watched.values() if replaces(parameters, w.recorder.parameters)), None)
         if earlier is not None or (self._adopts and any(id(p) in self._names for p in parameters)):
             return self._adopt(stepping, earlier)
         return None
@@ -264,7 +263,7 @@ class Monitor:
             self._early.hand_over(recorder, [*(w.recorder for w in self._watched.values()), recorder])
         elif earlier is not None:
             recorder.take_over(earlier.recorder)
-        if earlier is None:
+        if earlier is None or found in self._replaced:  # one that steps again after all was not replaced: they take turns
             return self._watch(found, recorder)
         del self._watched[id(earlier.recorder.optimizer)]  # its moments must not live longer than the user wants
         self._replaced.add(earlier.recorder.optimizer)
