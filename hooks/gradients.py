@@ -17,7 +17,7 @@ from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import Batch, Later, Number
 from stabkit.metric import Array
 
-__all__ = ["GradientLedger", "Signature", "signatures"]
+__all__ = ["GradientLedger", "Signature", "is_zero", "signatures"]
 
 Signature = tuple[int, int] | None
 _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
@@ -58,16 +58,28 @@ class GradientLedger:
         self._seen = None
         self._complete = False
 
-    def reorder(self, parameters: Sequence[torch.Tensor]) -> None:
-        """The same gradients, under another order of the parameters; those without one may come or go."""
-        place, old = self._place, self._seen
-        self._index(parameters)
-        moved = {place[id(p)]: i for i, p in enumerate(self.parameters) if id(p) in place}
-        if old is not None:
-            self._seen = [old[place[id(p)]] if id(p) in place else None for p in self.parameters]
-        self._altered = {moved[i] for i in self._altered if i in moved}
-        self._clipped = {moved[i]: call for i, call in self._clipped.items() if i in moved}
-        self._sums = {moved[i]: value for i, value in self._sums.items() if i in moved}
+    def part(self, parameters: Sequence[torch.Tensor]) -> GradientLedger:
+        """What is known of the gradients of other parameters; those that this ledger does not follow have none in it."""
+        part = GradientLedger(parameters)
+        place = self._place
+        moved = {place[id(p)]: i for i, p in enumerate(part.parameters) if id(p) in place}
+        if self._seen is not None:
+            part._seen = [self._seen[place[id(p)]] if id(p) in place else None for p in part.parameters]
+        part._complete = self._complete
+        part._altered = {moved[i] for i in self._altered if i in moved}
+        part._clipped = {moved[i]: call for i, call in self._clipped.items() if i in moved}
+        part._sums = {moved[i]: value for i, value in self._sums.items() if i in moved}
+        part.calls = [call for call in self.calls if part._places(call)]
+        part._scales = dict(self._scales)
+        return part
+
+    def forget(self, places: Sequence[int]) -> None:
+        """The gradients at these places were dropped: what was done to them is of no account any more."""
+        self._altered.difference_update(places)
+        for i in places:
+            self._clipped.pop(i, None)
+            self._sums.pop(i, None)
+        self.calls = [call for call in self.calls if any(other is call for other in self._clipped.values())]
 
     def _index(self, parameters: Sequence[torch.Tensor]) -> None:
         self.parameters = list(parameters)
@@ -80,7 +92,7 @@ class GradientLedger:
         seen = self._seen
         if seen is None or len(seen) != len(now) or any(a == b is not None for a, b in zip(seen, now, strict=True)):
             return False
-        zeroed = (s is None or s == self._zeroed.get(i) or _is_zero(self.parameters[i].grad) for i, s in enumerate(now))
+        zeroed = (s is None or s == self._zeroed.get(i) or is_zero(self.parameters[i].grad) for i, s in enumerate(now))
         return all(zeroed)
 
     def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -213,6 +225,6 @@ class GradientLedger:
         return [self._place[id(p)] for p in call.parameters if id(p) in self._place]
 
 
-def _is_zero(grad: torch.Tensor | None) -> bool:
+def is_zero(grad: torch.Tensor | None) -> bool:
     """Whether all elements are zero; False where looking would make the training wait."""
     return grad is not None and grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["LossWindow", "Root", "install", "look_at"]
 _DEPTH = 5  # nodes below the root that tell what kind of loss it is, and whether it was divided
 _TRANSPARENT = ("ToCopy", "Mean", "Sum", "Squeeze", "View", "Reshape", "Alias", "Clone", "Div", "Mul")
 """Nodes through which a division by the number of micro-batches is looked for: any other is part of the loss itself."""
+_SUM = 2  # torch's number for reduction="sum"
 _nesting = Nesting()  # a reentrant checkpoint calls backward from inside backward, on a GPU from another thread
 
 
@@ -61,11 +63,13 @@ class Root:
             on the CPU.
         operations: Names of the first nodes of its graph: what kind of loss it is.
         factors: Numbers it was multiplied by, or divided by (True), at the very end.
+        items: How many numbers were added up for it, such as the losses of tokens, as factors; none for a mean.
     """
 
     value: torch.Tensor | None
     operations: tuple[str, ...] = ()
     factors: tuple[tuple[Number, bool], ...] = ()
+    items: tuple[Number, ...] = ()
 
 
 def look_at(roots: Any) -> list[Root]:
@@ -95,6 +99,7 @@ class LossWindow:
     failed: bool = False
     _values: list[Later] = field(default_factory=list)
     _factors: list[list[tuple[Later, bool]]] = field(default_factory=list)
+    _items: list[list[Later]] = field(default_factory=list)
 
     @property
     def begun(self) -> bool:
@@ -108,41 +113,62 @@ class LossWindow:
         self._values = [batch.add(root.value) for root in roots if root.value is not None] if known else []
         many = known and len(self.calls) > 1
         self._factors = [[(batch.add(f), inverted) for f, inverted in root.factors] for root in roots] if many else []
+        self._items = [[batch.add(number) for number in call[0].items] for call in self.calls if call] if many else []
 
     def reduce(self) -> tuple[float, float, int]:
         """(loss, loss_sum, loss_reduction) of the step, once the batch was fetched.
 
-        Roots of one call add up. Those of several calls do where the user divided each by their number, or where they are
-        different losses; else the loss is their mean.
+        Roots of one call add up. Those of several calls do where the user divided each by their number, or by the number of
+        items (tokens) in all of them, or where they are different losses; else the loss is their mean.
         """
         if not self._values:
             return math.nan, math.nan, 0
         total, count = sum(later.value for later in self._values), len(self.calls)
         if count == 1:
             return total, total, 1 if len(self._values) == 1 else 2
-        divided = all(any(_is_share(later.value, inverted, count) for later, inverted in each) for each in self._factors)
+        parts = (count, sum(math.prod(later.value for later in items) for items in self._items))
+        factors = [[1 / f.value if inverted and f.value else f.value for f, inverted in each] for each in self._factors]
+        divided = all(_divided(each, parts) for each in factors)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
 
-def _is_share(factor: float, inverted: bool, count: int) -> bool:
-    return abs(factor / count - 1 if inverted else factor * count - 1) < 1e-5
+def _divided(factors: Sequence[float], parts: Sequence[float]) -> bool:
+    """Whether one of the factors, or all of them together, divide by one of these numbers."""
+    return any(abs(f * n - 1) < 1e-5 for f in (*factors, math.prod(factors)) for n in parts)
 
 
-def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...]]:
+def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...]]:
     operations: list[str] = []
     factors: list[tuple[Number, bool]] = []
+    items: list[Number] = []
     outside = True
     while node is not None and len(operations) < _DEPTH:
         name = node.name()
         operations.append(name)
+        items += _items(name, node) if outside else []
         outside = outside and name.startswith(_TRANSPARENT)
         if outside and name.startswith(("DivBackward", "MulBackward")):
             factor = _other_of(node)
             if factor is not None:
                 factors.append((factor, name.startswith("Div")))
         node = node.next_functions[0][0] if node.next_functions else None
-    return tuple(operations), tuple(factors)
+    return tuple(operations), tuple(factors), tuple(items)
+
+
+def _items(name: str, node: Any) -> list[Number]:
+    """How many numbers a node adds up, where that can be told without waiting; nothing where it does not, or averages."""
+    try:
+        if name.startswith("SumBackward"):
+            return [float(math.prod(node._saved_self_sym_sizes))]
+        if getattr(node, "_saved_reduction", None) != _SUM:
+            return []
+        if not name.startswith("NllLoss"):
+            return [float(node._saved_self.numel())]
+        weight = node._saved_total_weight  # without class weights: the number of targets that are not ignored
+        return [weight.detach().clone()] if weight.is_cpu else []
+    except (AttributeError, RuntimeError):  # another torch calls it otherwise, or the graph is used a second time
+        return []
 
 
 def _other_of(node: Any) -> Number | None:

@@ -11,10 +11,11 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler, schedule, zeroing
+from stabkit.hooks.adoption import EarlyRecorder, is_shell, replaces
 from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.ownership import Ownership
 from stabkit.hooks.recorder import StepRecorder
-from stabkit.hooks.watched import Undecided, Watched
+from stabkit.hooks.watched import Watched
 from stabkit.runlog import Layout, StepRecord
 
 __all__ = ["Monitor", "Sink"]
@@ -72,9 +73,8 @@ class Monitor:
         self._names, self._roles = named_parameters(model), roles(model)
         self._watched: dict[int, Watched] = {}
         self._adopts = not optimizers
-        self._early: StepRecorder | None = None
-        if self._adopts:
-            self._early = StepRecorder(Undecided(parameters_in(model)))  # type: ignore[arg-type]
+        self._early = EarlyRecorder(parameters_in(model)) if self._adopts else None
+        self._replaced: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         for o in optimizers:
             found = optimizer.unwrap(o)
             self._watch(found, StepRecorder(found, every, exact_updates))
@@ -150,7 +150,7 @@ class Monitor:
 
     def _recorders(self) -> list[StepRecorder]:
         found = [watched.recorder for watched in self._watched.values()]
-        return [*found, self._early] if self._early else found
+        return [*found, self._early] if self._early and self._early.awake else found
 
     def _on_backward_begin(self, roots: Any) -> None:
         self._roots = []
@@ -282,19 +282,29 @@ class Monitor:
 
     def _find(self, stepping: Optimizer) -> Watched | None:
         found = self._watched.get(id(stepping))
-        if found is None and self._adopts and any(id(p) in self._names for p in optimizer.parameters_of(stepping)):
-            return self._adopt(stepping)
-        return found
+        if found is not None or is_shell(stepping):
+            return found
+        parameters = optimizer.parameters_of(stepping)
+        earlier = next((w for w in self._watched.values() if replaces(parameters, w.recorder.parameters)), None)
+        if earlier is not None or (self._adopts and any(id(p) in self._names for p in parameters)):
+            return self._adopt(stepping, earlier)
+        return None
 
-    def _adopt(self, found: Optimizer) -> Watched:
-        """Watch from now on; what was seen before is this optimizer's if nothing of it can be another's."""
+    def _adopt(self, found: Optimizer, earlier: Watched | None) -> Watched:
+        """Watch an optimizer from now on, in the place of the one it was made to replace; what was seen before is its own."""
         recorder = StepRecorder(found, self._every, self._exact_updates)
-        early, self._early = self._early, None
-        if early is not None:
-            held = {id(p) for p in recorder.parameters}
-            if all(id(p) in held for p in early.parameters if p.grad is not None):
-                recorder.take_over(early)
-        return self._watch(found, recorder)
+        if self._early is not None and self._early.awake:
+            self._early.hand_over(recorder, [*(w.recorder for w in self._watched.values()), recorder])
+        elif earlier is not None:
+            recorder.take_over(earlier.recorder)
+        if earlier is None or found in self._replaced:  # one that steps again after all was not replaced: they take turns
+            return self._watch(found, recorder)
+        del self._watched[id(earlier.recorder.optimizer)]  # its moments must not live longer than the user wants
+        self._replaced.add(earlier.recorder.optimizer)
+        self._note("replaced", optimizer=earlier.index, by=type(found).__name__, step=self.step)
+        self._watched[id(found)] = Watched(earlier.index, recorder)
+        self._watched = dict(sorted(self._watched.items(), key=lambda item: item[1].index))
+        return self._watched[id(found)]
 
     def _watch(self, found: Optimizer, recorder: StepRecorder) -> Watched:
         return self._watched.setdefault(id(found), Watched(len(self._watched), recorder))

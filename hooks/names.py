@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["named_parameters", "parameters_in", "roles"]
 
@@ -62,7 +63,7 @@ def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> str:
         return "norm"
     if name.endswith("bias"):
         return "bias"
-    return "matrix" if parameter.dim() > 1 else "vector"
+    return "matrix" if is_lazy(parameter) or parameter.dim() > 1 else "vector"
 
 
 def _clean(name: str, module: nn.Module) -> str:

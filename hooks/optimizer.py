@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ from stabkit.hooks.formula import Moments, Variant
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
 from stabkit.hooks.transfer import host_number
+from stabkit.metric import Array
 from stabkit.runlog import Group, Layout, TensorInfo
 
 __all__ = [
@@ -104,7 +106,6 @@ class Roster:
         lengths: The number of parameters of each group.
         trainable: Whether each asks for a gradient.
         groups: The group of each parameter.
-        sizes: The number of elements of each.
         on_host: Whether all of them can be read without making the training wait.
         coarse: Places of those of 16 bits, whose updates may be rounded away.
     """
@@ -116,7 +117,11 @@ class Roster:
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
         self.coarse = [i for i, p in enumerate(self.parameters) if p.dtype in (torch.bfloat16, torch.float16)]
-        self.sizes = np.array([p.numel() for p in self.parameters], dtype=np.float64)
+
+    @cached_property
+    def sizes(self) -> Array:
+        """The number of elements of each parameter, asked for when they step: a lazy layer's have none before."""
+        return np.array([p.numel() for p in self.parameters], dtype=np.float64)
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether it is still true."""

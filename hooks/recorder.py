@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -70,11 +71,16 @@ class StepRecorder:
         self._loss_scale: Number | None = None
         self._unguarded: Number | None = None
 
-    def take_over(self, early: StepRecorder) -> None:
-        """Go on from what another recorder saw of the same gradients before their optimizer was known."""
-        self.spoiled, self._window, self._ledger = early.spoiled, early._window, early._ledger
-        self._loss_scale, self.wiring = early._loss_scale, early.wiring
-        self._ledger.reorder(self.parameters)
+    def take_over(self, other: StepRecorder, calls: list[list[Root]] | None = None) -> None:
+        """Go on from what another recorder saw of the same gradients.
+
+        Args:
+            other: It followed these parameters, or most of them, until now.
+            calls: The backward calls that reached these parameters; all it saw by default.
+        """
+        self.spoiled, self._loss_scale, self.wiring = other.spoiled, other._loss_scale, copy.copy(other.wiring)
+        self._window = LossWindow(list(other._window.calls) if calls is None else calls, other._window.failed)
+        self._ledger = other._ledger.part(self.parameters)
 
     def refresh(self) -> None:
         """Follow a change of the optimizer's parameters."""

@@ -1,15 +1,11 @@
-"""What a monitor keeps of each optimizer it watches, and what stands in for one that is yet to be adopted."""
+"""What a monitor keeps of each optimizer it watches."""
 
 from __future__ import annotations
-
-from typing import Any
-
-import torch
 
 from stabkit.hooks import optimizer
 from stabkit.hooks.recorder import StepRecorder
 
-__all__ = ["Undecided", "Watched"]
+__all__ = ["Watched"]
 
 
 class Watched:
@@ -25,11 +21,3 @@ class Watched:
         self.count = -1
         self.stepped = False
         self.guarded = False  # whether a scaler is making its step
-
-
-class Undecided:
-    """Stands in for the optimizer that will be adopted, until its first step shows which it is."""
-
-    def __init__(self, parameters: list[torch.Tensor]) -> None:
-        self.param_groups = [{"params": parameters}]
-        self.state: dict[torch.Tensor, Any] = {}

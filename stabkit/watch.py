@@ -172,14 +172,15 @@ def watch(
         raise UsageError(f"every must be a whole number from 1 on, not {every!r}")
     _check_model(model)
     optimizers = list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
-    for o in optimizers:
-        if not hasattr(unwrap(o), "param_groups"):
-            raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {type(o).__name__}")
+    unusable = [type(o).__name__ for o in optimizers if not hasattr(unwrap(o), "param_groups")]
+    if unusable:
+        raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {unusable[0]}")
 
     facts = _facts(every, exact_updates, total_steps)
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard, first_step)
     monitor = _attached(model, optimizers, outputs, every, exact_updates) if outputs else None
+    del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
     ended_by: str | None = None
     try:
         yield Watch(claimed if outputs else None, monitor, outputs)
