@@ -65,11 +65,8 @@ def is_torch_adam(optimizer: Optimizer) -> bool:
 
 def certain_moments(optimizer: Optimizer) -> Moments | None:
     """The moments of a well-known optimizer with another update; None for one that is not known."""
-    kind = type(optimizer)
-    return next(
-        (known for (home, name), known in _CERTAIN.items() if kind.__name__ == name and f"{kind.__module__}.".startswith(f"{home}.")),
-        None,
-    )
+    home, name = f"{type(optimizer).__module__}.", type(optimizer).__name__
+    return next((known for (where, kind), known in _CERTAIN.items() if kind == name and home.startswith(f"{where}.")), None)
 
 
 def moments_in(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> Moments | None:

@@ -52,7 +52,7 @@ class Trust:
         self.news: tuple[str, int] | None = None
         self._name = type(optimizer).__name__
         self._left: tuple[Variant, ...] = () if self.moments else VARIANTS
-        self._why = "its formula is another than Adam's" if self.moments else "no two steps have proved yet that it follows from it"
+        self._why = "its formula is another than Adam's" if self.moments else "no two steps have yet proved that it does"
         self._proofs = self._wait = 0
         self._decaying: list[bool] = []
 

@@ -149,7 +149,8 @@ class RunLog:
         """Whether a step metric was recorded at least once. A loss that was NaN from the first step on was."""
         values = self.stream.step_values
         if metric == "update_ratio":
-            known = metric in values or ("weight_norm" in values and bool({"update_norm", "applied_update_norm"} & values.keys()))
+            updates = {"update_norm", "applied_update_norm"} & values.keys()
+            known = metric in values or ("weight_norm" in values and bool(updates))
             return known and not np.all(np.isnan(self._step_values(metric)))
         if metric in ("loss", "loss_sum") and metric in values and "loss_reduction" in values:
             return bool(np.any(values["loss_reduction"] > 0) or not np.all(np.isnan(values[metric])))
