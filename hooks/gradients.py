@@ -47,7 +47,8 @@ class GradientLedger:
         self._complete = False  # whether a backward was seen
         self._altered: set[int] = set()
         self._clipped: dict[int, ClipCall] = {}
-        self._sums: dict[int, float] = {}  # of squares before clipping by value: no coefficient gives them back
+        self._batch = Batch()
+        self._sums: dict[int, Array] = {}  # of squares before clipping by value: no coefficient gives them back
         self._zeroed: dict[int, Signature] = {}
         self._scales: dict[int, Number] = {}  # that the gradients carried when a call found them
         self._numbers: dict[int, tuple[Later, Later]] = {}  # of each call: total norm, scale
@@ -71,6 +72,7 @@ class GradientLedger:
         part._sums = {moved[i]: value for i, value in self._sums.items() if i in moved}
         part.calls = [call for call in self.calls if part._places(call)]
         part._scales = dict(self._scales)
+        part._batch.absorb(self._batch)
         return part
 
     def forget(self, places: Sequence[int]) -> None:
@@ -125,8 +127,7 @@ class GradientLedger:
         if call.kind == "value":
             grads = {i: g for i in places if (g := self.parameters[i].grad) is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
-            sums = measure_before(states, [_PLAIN] * len(states))[:, 0] if states else ()
-            self._sums.update((i, float(total)) for i, total in zip(grads, sums, strict=True))
+            self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
 
     def concerns(self, call: ClipCall) -> bool:
         """Whether a call was given any of these parameters, with a gradient or without."""
@@ -162,6 +163,7 @@ class GradientLedger:
 
     def ask(self, batch: Batch) -> None:
         """Put what the clipping calls found into a batch; what follows needs it fetched."""
+        batch.absorb(self._batch)
         for call in self.calls:
             norm = math.nan if call.total_norm is None else call.total_norm
             self._numbers[id(call)] = batch.add(norm), batch.add(self._scales.get(id(call), 1.0))
@@ -197,7 +199,7 @@ class GradientLedger:
             if call is None:
                 before[i] = value
             elif call.kind == "value":
-                before[i] = self._sums.get(i, math.nan) / self._scale(call) ** 2
+                before[i] = float(self._sums[i][0]) / self._scale(call) ** 2 if i in self._sums else math.nan
             else:
                 before[i] = self._unclipped(i, value, self.coefficient(call))
         return before

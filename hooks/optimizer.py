@@ -108,6 +108,7 @@ class Roster:
         groups: The group of each parameter.
         on_host: Whether all of them can be read without making the training wait.
         coarse: Places of those of 16 bits, whose updates may be rounded away.
+        squares: Of each the sum of squares when last measured, NaN before.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -117,6 +118,7 @@ class Roster:
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
         self.coarse = [i for i, p in enumerate(self.parameters) if p.dtype in (torch.bfloat16, torch.float16)]
+        self.squares: Array = np.full(len(self.parameters), np.nan)
 
     @cached_property
     def sizes(self) -> Array:

@@ -70,6 +70,7 @@ class StepRecorder:
         self._closure = False
         self._loss_scale: Number | None = None
         self._unguarded: Number | None = None
+        self._batch = Batch()
 
     def take_over(self, other: StepRecorder, calls: list[list[Root]] | None = None) -> None:
         """Go on from what another recorder saw of the same gradients.
@@ -103,9 +104,9 @@ class StepRecorder:
             if self._ledger.dropped(now):
                 self.wiring.dropped(len(self._window.calls))
                 # A closure may drop and compute them several times within one step, which has begun for good.
-                kept = self.spoiled, self._measurement, self._closure
+                kept = self.spoiled, self._measurement, self._closure, self._batch
                 self.begin_window()
-                self.spoiled, self._measurement, self._closure = kept
+                self.spoiled, self._measurement, self._closure, self._batch = kept
             else:
                 self._ledger.before_backward(now)
 
@@ -156,7 +157,9 @@ class StepRecorder:
             if self._loss_scale is not None and not self._ledger.hand_made():
                 self._unguarded = unguarded_scale
         if (step - 1) % self.every == 0 and self.roster.on_host:
-            self._measurement = Measurement(self.optimizer, self.roster, self.trust, self.exact_updates, closure)
+            self._measurement = Measurement(
+                self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
+            )
 
     def step_end(self, step: int, attempt: int, layout: int, skipped: bool = False) -> StepRecord:
         """The optimizer has stepped: measure.
@@ -172,23 +175,26 @@ class StepRecorder:
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
         counts = self._count.read(self.optimizer, self.parameters)
         record.applied_steps = int(max(counts, default=-1)) if self.optimizer.state else -1
-        batch = Batch()
-        self._window.ask(batch)
-        self._ledger.ask(batch)
-        self.wiring.ask(batch)
-        loss_scale = batch.add(math.nan if self._loss_scale is None else self._loss_scale)
-        unguarded = batch.add(math.nan if self._unguarded is None else self._unguarded)
-        carried, overflowed = batch.add(carried_scale(self.optimizer)), batch.add(found_inf(self.optimizer))
-        batch.fetch()
+        loss_scale = self._batch.add(math.nan if self._loss_scale is None else self._loss_scale)
+        unguarded = self._batch.add(math.nan if self._unguarded is None else self._unguarded)
+        carried = self._batch.add(carried_scale(self.optimizer))
+        passed_over = self._batch.add(1.0 if skipped else found_inf(self.optimizer))
+        for part in (self._window, self._ledger, self.wiring):
+            part.ask(self._batch)
+        if self._measurement is not None:
+            self._measurement.finish(record.groups, counts, self._ledger, passed_over, carried)
+        self._batch.fetch()
         record.loss_scale = loss_scale.value
         record.step_outside_scaler = 0 if math.isnan(unguarded.value) else 1 if unguarded.value == 1 else 2
-        skipped = skipped or overflowed.value > 0
-        record.skipped = int(skipped)
+        record.skipped = int(passed_over.value > 0)
         self.wiring.tell(record)
         record.backward_count = len(self._window.calls)
         record.loss, record.loss_sum, record.loss_reduction = self._window.reduce()
+        self._read_tensors(record)
+        return record
+
+    def _read_tensors(self, record: StepRecord) -> None:
         if self._measurement is not None:
-            self._measurement.finish(record.groups, counts, self._ledger, skipped, carried.value)
             record.tensors = self._measurement.columns
             places: Sequence[int] = self._measurement.places
             record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)
@@ -199,7 +205,6 @@ class StepRecorder:
         else:
             places = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         self._read_clips(record, places)
-        return record
 
     def weights(self, attempt: int, layout: int) -> StepRecord:
         """A record for step 0 that holds the weights as they are."""

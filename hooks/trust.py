@@ -83,21 +83,19 @@ class Trust:
         self,
         probe: Probe,
         moments: Moments,
-        states: Sequence[TensorState],
         steps: Callable[[Variant | None], list[AdamStep]],
         groups: Sequence[Group],
     ) -> None:
         """Hold the formula against a step that was taken.
 
         Args:
-            probe: From before the step.
+            probe: From before the step and after it.
             moments: Where the moments were read.
-            states: The tensors after it, with their moments.
             steps: Gives the numbers of the step for a variant.
             groups: The hyperparameters the step used.
         """
         candidates: tuple[Variant | None, ...] = (None,) if self.is_torch_adam else self._left
-        results = [(*probe.error(states, steps(variant)), variant) for variant in candidates]
+        results = [(*probe.error(steps(variant)), variant) for variant in candidates]
         told = [result for result in results if not math.isnan(result[0])]
         self._decaying, self._wait = _decaying(groups), _AGAIN
         if not told:  # updates too small for the dtype of the weights

@@ -7,19 +7,22 @@ batch a step, and counters and hyperparameters that live on the host anyway.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+import stabkit
 from stabkit.hooks import transfer
 from stabkit.hooks.monitor import Monitor
 from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
-LET_THROUGH = {transfer.to_host.__code__, transfer.host_number.__code__}
+LET_THROUGH = {transfer._brought.__code__, transfer.host_number.__code__}
 
 
 class Watchdog:
@@ -36,7 +39,7 @@ class Watchdog:
             if self.inside and caller.f_code not in LET_THROUGH:
                 self.reads.append(f"{name} at {Path(caller.f_code.co_filename).name}:{caller.f_lineno}")
                 raise AssertionError(f"Tensor.{name} inside a recorder")
-            self.transfers += self.inside and caller.f_code is transfer.to_host.__code__
+            self.transfers += self.inside and caller.f_code is transfer._brought.__code__
             return original(tensor, *args, **kwargs)
 
         return read
@@ -85,6 +88,44 @@ def test_nothing_is_read_and_one_batch_a_step_is_brought(
     assert not [event for event in run.events if event["event"] == "fault"]
     assert watchdog.transfers == len(run.steps) == 8
     assert run.has("loss") and run.has("grad_norm_used", "tensor")
+
+
+def train(options: dict[str, Any], change: Callable[[nn.Module], Any], logdir: Path) -> stabkit.RunLog:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    change(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+    dtype = next(model.parameters()).dtype
+    with stabkit.watch(model, optimizer, logdir, tensorboard=False, **options):
+        for _ in range(4):
+
+            def closure() -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(torch.randn(4, 8, dtype=dtype)), torch.randn(4, 4, dtype=dtype))
+                loss.backward()
+                nn.utils.clip_grad_value_(model.parameters(), 0.1)
+                return loss
+
+            optimizer.step(closure)
+    return stabkit.load(logdir)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], Callable[[nn.Module], Any]]] = {
+    "exact updates": ({"exact_updates": True}, lambda model: None),
+    "every other step": ({"every": 2}, lambda model: None),
+    "16-bit weights": ({}, lambda model: model.to(torch.bfloat16)),
+    "a transposed weight": ({}, lambda model: setattr(model[0].weight, "data", model[0].weight.data.t().contiguous().t())),
+    "a frozen layer": ({}, lambda model: model[0].requires_grad_(False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nor_with_a_closure_and(name: str, watchdog: Watchdog, tmp_path: Path) -> None:
+    options, change = OTHERS[name]
+    run = train(options, change, tmp_path)
+    assert watchdog.reads == []
+    assert not [event for event in run.events if event["event"] == "fault"]
+    assert watchdog.transfers <= len(run.steps) + 1 == 5  # with the record of the weights at entry
 
 
 def test_the_watchdog_bites(watchdog: Watchdog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
