@@ -229,7 +229,8 @@ class Measurement:
 
     def _states_after(self) -> list[TensorState]:
         states = self._states
-        if self._closure or any(s.exp_avg is None for s in states):  # the step made gradients, or its moments
+        # The step may have made gradients, or its moments; one by hand may make new moments every time.
+        if self._early or self._closure or any(s.exp_avg is None for s in states):
             copies = [s.before for s in states]
             states = states_of(self._optimizer, self._roster.parameters, self._trust.moments)
             for state, copy in zip(states, copies, strict=True):
