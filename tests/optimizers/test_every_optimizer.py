@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import stabkit
+from stabkit.errors import MissingMetricError
 from tests.optimizers.training import STEPS, Entry, Truth, train
 from tests.optimizers.zoo import FRAMEWORKS, HANDMADE, TORCH
 
@@ -64,7 +65,7 @@ def test_what_is_recorded_is_true(logdir: Path, name: str) -> None:
         assert not run.has("applied_update_norm") or np.isnan(run.series("applied_update_norm").values[-1])
     else:
         assert np.isfinite(run.table("applied_update_norm").values[1:]).all()
-        with pytest.raises(stabkit.errors.MissingMetricError, match=r"(measured|move), not worked out from its state"):
+        with pytest.raises(MissingMetricError, match=r"(measured|move), not worked out from its state"):
             run.table("update_norm")
 
 

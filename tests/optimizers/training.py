@@ -19,15 +19,19 @@ STEPS = 8
 
 
 class Model(nn.Module):
-    """A small model of a kind: "mixed", "matrices" only (Muon takes nothing else), or "sparse" gradients only."""
+    """A small model of a kind.
+
+    Args:
+        kind: "mixed"; "matrices" only (Muon takes nothing else); "wide": with matrices large enough that 8-bit optimizers take
+            eight bits for them; or "sparse" gradients only.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.embed = nn.Embedding(9, 6, sparse=True) if kind == "sparse" else None
-        middle = [nn.LayerNorm(40)] if kind == "mixed" else []
-        self.body = nn.Sequential(
-            nn.Linear(6, 40, bias=kind == "mixed"), *middle, nn.Tanh(), nn.Linear(40, 3, bias=kind == "mixed")
-        )
+        width, bias = 2048 if kind == "wide" else 40, kind in ("mixed", "wide")
+        middle = [nn.LayerNorm(width)] if bias else []
+        self.body = nn.Sequential(nn.Linear(6, width, bias=bias), *middle, nn.Tanh(), nn.Linear(width, 3, bias=bias))
         if self.embed is not None:
             self.body.requires_grad_(False)
 
@@ -154,7 +158,7 @@ def _step(
     truth.grad.append([norm(g) for g in grads])
     states = [optimizer.state.get(p, {}) for p in parameters]
     first = [s.get("exp_avg", s.get("m")) for s in states]
-    truth.first.append([norm(m) if isinstance(m, Tensor) else np.nan for m in first])
+    truth.first.append([norm(m) if type(m) is Tensor else np.nan for m in first])  # a subclass may hold eight bits
     if entry.second is not None:
         group = optimizer.param_groups[0]
         beta2 = float(group["betas"][1] if "betas" in group else group["beta2"])

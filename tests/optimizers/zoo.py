@@ -118,8 +118,8 @@ _FRAMEWORKS: dict[str, Entry] = {
     "lion-pytorch: Lion": Entry(_from("lion_pytorch", "Lion", lr=1e-3, weight_decay=0.1), needs="lion_pytorch"),
     "schedulefree: AdamWScheduleFree": Entry(_from("schedulefree", "AdamWScheduleFree", lr=1e-3), needs="schedulefree"),
     "schedulefree: SGDScheduleFree": Entry(_from("schedulefree", "SGDScheduleFree", lr=0.1), needs="schedulefree"),
-    "torchao: AdamW8bit": Entry(_from("torchao.optim", "AdamW8bit", block_size=8), needs="torchao"),
-    "bitsandbytes: AdamW8bit": Entry(_from("bitsandbytes.optim", "AdamW8bit", min_8bit_size=8), needs="bitsandbytes"),
+    "torchao: AdamW8bit": Entry(_from("torchao.optim", "AdamW8bit"), kind="wide", needs="torchao"),
+    "bitsandbytes: AdamW8bit": Entry(_from("bitsandbytes.optim", "AdamW8bit"), kind="wide", needs="bitsandbytes"),
 }
 
 TORCH: dict[str, Entry] = {
