@@ -60,18 +60,18 @@ class Probe:
         before, after, m = self._before[i], _some_of(state.param), _some_of(state.exp_avg)
         v = _some_of(state.exp_avg_sq if state.max_exp_avg_sq is None else state.max_exp_avg_sq)
         bias1, bias2 = 1 - step.beta1**step.count, 1 - step.beta2**step.count
-        if not (bias1 > 0 and bias2 > 0):
-            return math.inf  # this formula says that nothing moves, or divides by zero
+        possible = bias1 > 0 and bias2 > 0  # at count 0 a formula that corrects divides by zero
         with np.errstate(all="ignore"):
             decay = step.lr * step.weight_decay if step.decoupled else 0.0
-            predicted = -decay * before - step.lr / bias1 * m / (np.sqrt(v / bias2) + step.eps)
+            adam = step.lr / bias1 * m / (np.sqrt(v / bias2) + step.eps) if possible else 0.0
+            predicted = -decay * before - adam
             moved = after - before
             told = np.isfinite(predicted) & np.isfinite(moved)
             size = max(_norm(moved[told]), _norm(predicted[told]))
             coarse = _ROUNDING * torch.finfo(state.param.dtype).eps * _norm(before[told])
             if not size > _TOO_COARSE * coarse:
                 return math.nan
-            return _norm((predicted - moved)[told]) / (_TOLERANCE * size + coarse)
+            return _norm((predicted - moved)[told]) / (_TOLERANCE * size + coarse) if possible else math.inf
 
 
 def _some_of(tensor: torch.Tensor) -> Array:

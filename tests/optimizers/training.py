@@ -50,7 +50,7 @@ class Entry:
         make: Makes it from parameters.
         kind: Of the model.
         closure: Whether a step needs one.
-        lr: Sets the rate of a step, if given.
+        settings: What the groups are set to before a step, if anything.
         derived: Whether its update is expected to be worked out from the state.
         second: v̂ from (state, beta2, count), where v̂ is expected to be recorded.
         needs: The package it comes from, where that is not torch.
@@ -59,7 +59,7 @@ class Entry:
     make: Callable[[list[Tensor]], torch.optim.Optimizer]
     kind: str = "mixed"
     closure: bool = False
-    lr: Callable[[int], float] | None = None
+    settings: Callable[[int], dict[str, float]] | None = None
     derived: bool = False
     second: Callable[[dict[str, Any], float, int], Tensor] | None = None
     needs: str = ""
@@ -118,9 +118,8 @@ def train(entry: Entry, logdir: Path | None = None, steps: int = STEPS, **watch:
         watching = functools.partial(stabkit.watch, model, optimizer, logdir, **{"tensorboard": False, **watch})()
     with watching:
         for step in range(1, steps + 1):
-            if entry.lr is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = entry.lr(step)
+            for group in optimizer.param_groups if entry.settings else ():
+                group.update(entry.settings(step))
             _step(entry, model, optimizer, parameters, generator, truth)
     truth.bits = bits([
         list(parameters), [p.grad for p in parameters], optimizer.state_dict(), torch.get_rng_state(), generator.get_state()
