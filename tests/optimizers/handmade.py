@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.optim import Optimizer
@@ -15,10 +15,10 @@ Closure = Callable[[], Any] | None
 class Handmade(Optimizer):
     """Steps every parameter that has a gradient by `update`."""
 
-    defaults_of_class: dict[str, Any] = {}
+    usual: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: Iterable[Any], **options: Any) -> None:
-        super().__init__(params, self.defaults_of_class | options)
+        super().__init__(params, self.usual | options)
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> Any:
@@ -39,7 +39,7 @@ class Handmade(Optimizer):
 class CourseAdamW(Handmade):
     """As in many a course: the count of the step to come in `t`, eps outside the correction, decay after the update."""
 
-    defaults_of_class = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
     def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         (beta1, beta2), lr = group["betas"], group["lr"]
@@ -55,7 +55,7 @@ class CourseAdamW(Handmade):
 class HuggingFaceAdamW(Handmade):
     """As the one that transformers once had: `correct_bias`, a Python int `step`, eps inside the corrected step size."""
 
-    defaults_of_class = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "correct_bias": True}
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0, "correct_bias": True}
 
     def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         (beta1, beta2), rate = group["betas"], group["lr"]
@@ -74,7 +74,7 @@ class HuggingFaceAdamW(Handmade):
 class PlainAdam(Handmade):
     """With coupled decay that is written into the gradient, beta1 and beta2 apart, and a tensor as its count."""
 
-    defaults_of_class = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
 
     def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         beta1, beta2 = group["beta1"], group["beta2"]
@@ -91,7 +91,7 @@ class PlainAdam(Handmade):
 class HandLion(Handmade):
     """Lion keeps one moment, under the name that Adam has for its own."""
 
-    defaults_of_class = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 
     def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         (beta1, beta2), lr = group["betas"], group["lr"]
@@ -104,7 +104,7 @@ class HandLion(Handmade):
 class SignDescent(Handmade):
     """Keeps nothing at all."""
 
-    defaults_of_class = {"lr": 1e-3}
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3}
 
     def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         p.add_(g.sign(), alpha=-group["lr"])
@@ -113,7 +113,7 @@ class SignDescent(Handmade):
 class Stranger(Handmade):
     """No group has a rate, the state is a list, the gradient is scratch space, and decay moves what has no gradient."""
 
-    defaults_of_class = {"pace": 1e-3}
+    usual: ClassVar[dict[str, Any]] = {"pace": 1e-3}
 
     def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         state["history"] = [*state.get("history", []), float(g.norm())][-3:]
@@ -148,7 +148,7 @@ class FaithfulAdamW(torch.optim.AdamW):
 class AmbivalentAdam(Handmade):
     """Two moments, and an update that goes up where Adam's goes down: the norms of both are the same."""
 
-    defaults_of_class = HuggingFaceAdamW.defaults_of_class
+    usual: ClassVar[dict[str, Any]] = HuggingFaceAdamW.usual
 
     def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         before = p.clone()

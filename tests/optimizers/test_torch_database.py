@@ -17,7 +17,7 @@ from stabkit.watch import StabkitWarning
 from tests.optimizers.training import bits, norm, wide
 
 pytest.importorskip("expecttest", reason="torch.testing needs expecttest: pip install -e '.[dev]'")
-from torch.testing._internal.common_optimizers import OptimizerInfo, optim_db  # noqa: E402
+from torch.testing._internal.common_optimizers import OptimizerInfo, optim_db
 
 STEPS = 4
 

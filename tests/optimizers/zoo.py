@@ -40,7 +40,9 @@ def uncorrected(state: dict[str, Any], beta2: float, count: int) -> Tensor:
     return v
 
 
-def _of(cls: Callable[..., Any], *implementations: str, about: dict[str, Any] | None = None, **options: Any) -> dict[str, Entry]:
+def _of(
+    cls: Callable[..., Any], *implementations: str, about: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Entry]:
     """An entry per implementation of a torch optimizer, by name of the implementation."""
 
     def maker(extra: dict[str, Any]) -> Callable[[list[Tensor]], Any]:
