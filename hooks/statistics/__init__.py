@@ -175,11 +175,8 @@ def measure_sizes(tensors: Sequence[torch.Tensor]) -> NDArray[np.float64]:
         the gradient in `AFTER_COLUMNS`. Of tensors in other layouts all are NaN.
     """
     dense = [reference.entries(tensor) for tensor in tensors]
-    states = [TensorState(x, x, x, x) for x in dense]
-    after = np.empty((len(states), len(AFTER_COLUMNS)))
-    others = cpu.measure_after(states, [_UNCOUNTED] * len(states), after)
-    out = after[:, :4]
-    for i in others:
+    out = np.empty((len(dense), 4))
+    for i in cpu.measure_sizes(dense, out):
         out[i] = reference.measure_size(dense[i])
     for i, (tensor, x) in enumerate(zip(tensors, dense, strict=True)):
         if tensor is not x:

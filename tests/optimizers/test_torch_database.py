@@ -106,7 +106,9 @@ def check(info: OptimizerInfo, kwargs: dict[str, Any], dtype: torch.dtype, logdi
 
 
 @pytest.mark.parametrize("info", optim_db, ids=lambda info: info.optim_cls.__name__)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=["real", "complex"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.complex64, marks=pytest.mark.slow)], ids=["real", "complex"]
+)
 def test_every_configuration(tmp_path: Path, info: OptimizerInfo, dtype: torch.dtype) -> None:
     """A configuration that raises without stabkit as well is named and has to have a known reason: fused steps are real."""
     if dtype.is_complex and not info.supports_complex:
