@@ -143,7 +143,10 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
 
 
 def _count(state: Mapping[str, Any]) -> float:
-    step = state.get("step", state.get("t", -1))
+    step = state.get("step")
+    if step is None:  # LBFGS keeps a step length under "t"
+        t = state.get("t")
+        step = t if isinstance(t, int) else -1
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
         return host_number(step) if step.is_cpu and step.numel() == 1 else -1.0
     return float(step) if isinstance(step, (int, float)) else -1.0
@@ -188,7 +191,8 @@ def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments:
     state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
-        states.append(TensorState(p, p.grad, get(first), get(second), get(largest)))
+        m, v, top = get(first), get(second) if second else None, get(largest) if largest else None
+        states.append(TensorState(p, p.grad, m, v, top))
     return states
 
 
