@@ -32,6 +32,7 @@ def install() -> list[Undo]:
     """Patch the engine call: events "backward_begin" with the roots, "backward_end" with whether it went through."""
 
     def wrap(original: Any) -> Any:
+        @functools.partial(torch.compiler.disable, recursive=False)  # this frame is not traced; what backward compiles still is
         @functools.wraps(original)
         def run_backward(roots: Any, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or not listening() or kwargs.get("accumulate_grad") is not True:
