@@ -127,16 +127,26 @@ class LossWindow:
         total, count = sum(later.value for later in self._values), len(self.calls)
         if count == 1:
             return total, total, 1 if len(self._values) == 1 else 2
-        parts = (count, sum(math.prod(later.value for later in items) for items in self._items))
         factors = [[1 / f.value if inverted and f.value else f.value for f, inverted in each] for each in self._factors]
-        divided = all(_divided(each, parts) for each in factors)
+        divided = all(_divided(each, count) for each in factors) or self._over_all_items(factors)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
+    def _over_all_items(self, factors: list[list[float]]) -> bool:
+        """Whether the roots are sums over items (tokens), each divided by about the number of items in all of them.
 
-def _divided(factors: Sequence[float], parts: Sequence[float]) -> bool:
-    """Whether one of the factors, or all of them together, divide by one of these numbers."""
-    return any(abs(f * n - 1) < 1e-5 for f in (*factors, math.prod(factors)) for n in parts)
+        About, because Transformers counts the first token of every sequence, which is no target. Had each been divided by its
+        own items, the shares would add up to the number of roots.
+        """
+        if not (len(factors) == len(self._items) and all(factors) and all(self._items)):
+            return False
+        items = [math.prod(later.value for later in each) for each in self._items]
+        return 0.8 < sum(n * math.prod(each) for n, each in zip(items, factors, strict=True)) < 1 + 1e-5
+
+
+def _divided(factors: Sequence[float], by: float) -> bool:
+    """Whether one of the factors, or all of them together, divide by a number."""
+    return any(abs(f * by - 1) < 1e-5 for f in (*factors, math.prod(factors)))
 
 
 def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...]]:
