@@ -94,10 +94,13 @@ class LossWindow:
     Attributes:
         calls: The roots of each.
         failed: Whether one raised half-way: the gradients are then of no known loss.
+        divisor: The number of calls by which roots were divided when it last was their own: those left over at the end of an
+            epoch are fewer, and divided by it all the same. 0 before.
     """
 
     calls: list[list[Root]] = field(default_factory=list)
     failed: bool = False
+    divisor: int = 0
     _values: list[Later] = field(default_factory=list)
     _factors: list[list[tuple[Later, bool]]] = field(default_factory=list)
     _items: list[list[Later]] = field(default_factory=list)
@@ -106,6 +109,10 @@ class LossWindow:
     def begun(self) -> bool:
         """Whether any backward reached the optimizer's gradients."""
         return self.failed or bool(self.calls)
+
+    def following(self) -> LossWindow:
+        """The window of the next step."""
+        return LossWindow(divisor=self.divisor)
 
     def ask(self, batch: Batch) -> None:
         """Put the values of all roots, and what they were divided by, into a batch."""
@@ -128,7 +135,9 @@ class LossWindow:
         if count == 1:
             return total, total, 1 if len(self._values) == 1 else 2
         factors = [[1 / f.value if inverted and f.value else f.value for f, inverted in each] for each in self._factors]
-        divided = all(_divided(each, count) for each in factors) or self._over_all_items(factors)
+        by = [n for n in (count, self.divisor) if all(_divided(each, n) for each in factors)]
+        self.divisor = by[0] if by else self.divisor
+        divided = bool(by) or self._over_all_items(factors)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
