@@ -32,6 +32,7 @@ def install() -> list[Undo]:
     """Patch the engine call: events "backward_begin" with the roots, "backward_end" with whether it went through."""
 
     def wrap(original: Any) -> Any:
+        @functools.partial(torch.compiler.disable, recursive=False)  # this frame is not traced; what backward compiles still is
         @functools.wraps(original)
         def run_backward(roots: Any, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or not listening() or kwargs.get("accumulate_grad") is not True:
@@ -93,10 +94,13 @@ class LossWindow:
     Attributes:
         calls: The roots of each.
         failed: Whether one raised half-way: the gradients are then of no known loss.
+        divisor: The number of calls by which roots were divided when it last was their own: those left over at the end of an
+            epoch are fewer, and divided by it all the same. 0 before.
     """
 
     calls: list[list[Root]] = field(default_factory=list)
     failed: bool = False
+    divisor: int = 0
     _values: list[Later] = field(default_factory=list)
     _factors: list[list[tuple[Later, bool]]] = field(default_factory=list)
     _items: list[list[Later]] = field(default_factory=list)
@@ -105,6 +109,10 @@ class LossWindow:
     def begun(self) -> bool:
         """Whether any backward reached the optimizer's gradients."""
         return self.failed or bool(self.calls)
+
+    def following(self) -> LossWindow:
+        """The window of the next step."""
+        return LossWindow(divisor=self.divisor)
 
     def ask(self, batch: Batch) -> None:
         """Put the values of all roots, and what they were divided by, into a batch."""
@@ -126,16 +134,28 @@ class LossWindow:
         total, count = sum(later.value for later in self._values), len(self.calls)
         if count == 1:
             return total, total, 1 if len(self._values) == 1 else 2
-        parts = (count, sum(math.prod(later.value for later in items) for items in self._items))
         factors = [[1 / f.value if inverted and f.value else f.value for f, inverted in each] for each in self._factors]
-        divided = all(_divided(each, parts) for each in factors)
+        by = [n for n in (count, self.divisor) if all(_divided(each, n) for each in factors)]
+        self.divisor = by[0] if by else self.divisor
+        divided = bool(by) or self._over_all_items(factors)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
+    def _over_all_items(self, factors: list[list[float]]) -> bool:
+        """Whether the roots are sums over items (tokens), each divided by about the number of items in all of them.
 
-def _divided(factors: Sequence[float], parts: Sequence[float]) -> bool:
-    """Whether one of the factors, or all of them together, divide by one of these numbers."""
-    return any(abs(f * n - 1) < 1e-5 for f in (*factors, math.prod(factors)) for n in parts)
+        About, because Transformers counts the first token of every sequence, which is no target. Had each been divided by its
+        own items, the shares would add up to the number of roots.
+        """
+        if not (len(factors) == len(self._items) and all(factors) and all(self._items)):
+            return False
+        items = [math.prod(later.value for later in each) for each in self._items]
+        return 0.8 < sum(n * math.prod(each) for n, each in zip(items, factors, strict=True)) < 1 + 1e-5
+
+
+def _divided(factors: Sequence[float], by: float) -> bool:
+    """Whether one of the factors, or all of them together, divide by a number."""
+    return any(abs(f * by - 1) < 1e-5 for f in (*factors, math.prod(factors)))
 
 
 def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...]]:

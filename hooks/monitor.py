@@ -84,7 +84,7 @@ class Monitor:
         self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
         self._faults = self._in_a_row = 0
-        self._told = False
+        self._told = self._captured = False
 
     def attach(self) -> None:
         """Begin to receive events."""
@@ -207,6 +207,13 @@ class Monitor:
     def _on_zeroed(self, owner: Any, parameters: Callable[[Any], Iterable[torch.Tensor]]) -> None:
         for recorder in self._recorders():
             recorder.zeroed(parameters(owner))
+
+    def _on_captured(self) -> None:
+        if not self._captured:
+            self._captured = True
+            self._note("captured", step=self.step)
+            self._on_fault("a part of the training is captured in a CUDA graph. Its replays run without Python: nothing of "
+                           "them is recorded")  # fmt: skip
 
     def _on_autocast(self, dtype: str) -> None:
         if dtype not in self._autocast:

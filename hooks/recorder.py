@@ -49,6 +49,7 @@ class StepRecorder:
         self._count = StepCount()
         self.wiring = Wiring()
         self._at_backward: list[Signature] = []
+        self._window = LossWindow()
         self.begin_window()
 
     @property
@@ -64,7 +65,7 @@ class StepRecorder:
     def begin_window(self) -> None:
         """Forget the gradients that were seen: a step begins, or they were thrown away."""
         self.spoiled = False
-        self._window = LossWindow()
+        self._window = self._window.following()
         self._ledger.begin()
         self._measurement: Measurement | None = None
         self._closure = False
