@@ -20,11 +20,13 @@ class TensorInfo:
 
     Attributes:
         name: Fully qualified name, such as "blocks.0.attn.weight"; "optimizer0.group0.3" for one outside the model.
-        shape: Its shape.
+        shape: Its shape; of a sharded one that of the whole.
         dtype: Such as "float32".
         role: "matrix", "vector", "embedding", "norm" or "bias".
         group: Index of its parameter group; None where no optimizer owns it.
         aliases: Other names of the same tensor (tied weights).
+        replica: Which copy of the tensor this process holds, or a shard of: the lowest rank that holds any of that copy.
+        shards: How many processes hold that copy together; more than one where it is sharded.
     """
 
     name: str
@@ -33,6 +35,8 @@ class TensorInfo:
     role: str = "matrix"
     group: int | None = 0
     aliases: tuple[str, ...] = ()
+    replica: int = 0
+    shards: int = 1
 
     @property
     def numel(self) -> int:
