@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils import clip_grad
 
 from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_closure_cell
+from stabkit.hooks.distributed import whole
 from stabkit.hooks.schedule import number
 
 __all__ = ["ClipCall", "install"]
@@ -30,6 +31,7 @@ class ClipCall:
         parameters: The tensors whose gradients it scaled.
         order: Of the norm; NaN where the user worked the norm out beforehand, and for clipping by value.
         total_norm: A copy of the norm before clipping, 0-d; None for clipping by value.
+        everywhere: Whether that norm is known to be of the whole gradients also where this process holds a shard of them.
         finished: False where it raised.
     """
 
@@ -38,6 +40,7 @@ class ClipCall:
     parameters: list[torch.Tensor]
     order: float = float("nan")
     total_norm: torch.Tensor | None = None
+    everywhere: bool = False
     finished: bool = False
 
 
@@ -100,7 +103,7 @@ def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipC
             return ClipCall("value", number(argument(1, "clip_value")), tensors)
         call = ClipCall("norm", number(argument(1, "max_norm")), tensors)
         if kind == "with_norm":
-            call.total_norm = _copy(argument(2, "total_norm"))
+            call.total_norm, call.everywhere = _copy(given := argument(2, "total_norm")), _is_distributed(given)
         else:
             call.order = number(float(argument(2, "norm_type", 2.0)))
         return call
@@ -112,11 +115,15 @@ def _finish(call: ClipCall, result: Any) -> None:
     call.finished = True
     try:
         if call.kind == "norm" and call.total_norm is None:
-            call.total_norm = _copy(result)
+            call.total_norm, call.everywhere = _copy(result), call.everywhere or _is_distributed(result)
     except Exception:  # the norm stays unknown; the user's clipping is done and must not fail
         call.total_norm = None
 
 
+def _is_distributed(norm: Any) -> bool:
+    return hasattr(norm, "_local_tensor")
+
+
 def _copy(norm: Any) -> torch.Tensor | None:
-    # Exactly a Tensor: arithmetic on a DTensor could start a collective.
-    return norm.detach().to(torch.float64, copy=True).reshape(()) if type(norm) is torch.Tensor else None
+    own = whole(norm) if isinstance(norm, torch.Tensor) else None
+    return None if own is None else own.detach().to(torch.float64, copy=True).reshape(())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stabkit.hooks.clip import ClipCall
+from stabkit.hooks.distributed import local, local_like, version
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import to_host
 from stabkit.metric import Array
@@ -25,7 +26,8 @@ _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximi
 
 def signatures(parameters: Sequence[torch.Tensor]) -> list[Signature]:
     """(identity, version) of each parameter's gradient, None where it has none."""
-    return [None if (g := p.grad) is None else (id(g), g._version) for p in parameters]
+    plain = torch.Tensor
+    return [None if (g := p.grad) is None else (id(g), g._version if type(g) is plain else version(g)) for p in parameters]
 
 
 class GradientLedger:
@@ -79,7 +81,7 @@ class GradientLedger:
         seen = self._seen
         if seen is None or len(seen) != len(now) or any(a == b is not None for a, b in zip(seen, now, strict=True)):
             return False
-        return all(_is_zero(p.grad) for p in self.parameters if p.grad is not None)
+        return all(_is_zero(local(p.grad)) for p in self.parameters if p.grad is not None)
 
     def before_backward(self, now: list[Signature]) -> None:
         """A further backward begins: whatever changed since the last one was not us."""
@@ -103,7 +105,8 @@ class GradientLedger:
         places = self._places(call)
         self._altered.update(i for i in places if i in self._clipped)
         if call.kind == "value":
-            grads = {i: g for i in places if (g := self.parameters[i].grad) is not None and g.layout is torch.strided}
+            shards = {i: local_like(self.parameters[i].grad, self.parameters[i]) for i in places}
+            grads = {i: g for i, g in shards.items() if g is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             sums = measure_before(states, [_PLAIN] * len(states))[:, 0] if states else ()
             self._sums.update((i, float(total) / scale**2) for i, total in zip(grads, sums, strict=True))
@@ -152,21 +155,26 @@ class GradientLedger:
         """Whether this one call explains all that happened to these gradients since they were complete."""
         return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in places)
 
-    def before_clipping(self, used: Array) -> Array:
-        """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved."""
+    def before_clipping(self, used: Array, owners: Sequence[int]) -> Array:
+        """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved.
+
+        Args:
+            used: The sums of squares as used.
+            owners: The place of the parameter that each of them is of.
+        """
         before = np.full(len(used), np.nan)
         if not self._complete:
             return before
-        for i, value in enumerate(used.tolist()):
+        for row, (i, value) in enumerate(zip(owners, used.tolist(), strict=True)):
             call = self._clipped.get(i)
             if i in self._altered:
                 continue
             if call is None:
-                before[i] = value
-            elif call.kind == "value":
-                before[i] = self._sums.get(i, math.nan)
+                before[row] = value
+            elif call.kind == "value":  # noted of whole parameters
+                before[row] = self._sums.get(i, math.nan) if len(owners) == len(self.parameters) else math.nan
             else:
-                before[i] = self._unclipped(i, value, self.coefficient(call))
+                before[row] = self._unclipped(i, value, self.coefficient(call))
         return before
 
     def _unclipped(self, i: int, used: float, coefficient: float) -> float:
@@ -175,6 +183,7 @@ class GradientLedger:
         if not coefficient > 0:  # an infinite norm wiped everything out, or the norm was NaN
             return math.nan
         grad = self.parameters[i].grad
+        grad = None if grad is None else local(grad)
         if grad is None:
             return math.nan
         if used == 0 and (coefficient > 1e-7 or grad.numel() == 0):
@@ -192,6 +201,6 @@ class GradientLedger:
         return [self._place[id(p)] for p in call.parameters if id(p) in self._place]
 
 
-def _is_zero(grad: torch.Tensor) -> bool:
+def _is_zero(grad: torch.Tensor | None) -> bool:
     """Whether all elements are zero; False where looking would make the training wait."""
-    return grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())
+    return grad is not None and grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())

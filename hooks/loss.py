@@ -17,6 +17,7 @@ import torch
 import torch.autograd
 
 from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
+from stabkit.hooks.distributed import whole
 
 __all__ = ["LossWindow", "Root", "install", "look_at"]
 
@@ -73,9 +74,9 @@ def look_at(roots: Any) -> list[Root]:
     seen = []
     for root in roots if isinstance(roots, (tuple, list)) else (roots,):
         scalar = isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex()
-        # Reading a value on a device would make the training wait; that of a DTensor could start a collective.
-        if scalar and root.is_cpu and not hasattr(root, "_local_tensor"):
-            value = root.detach().to(torch.float64, copy=True).reshape(())
+        own = whole(root) if scalar else None
+        if own is not None and own.is_cpu:  # reading a value on a device would make the training wait
+            value = own.detach().to(torch.float64, copy=True).reshape(())
             seen.append(Root(value, *_describe(root.grad_fn)))
         else:
             seen.append(Root(None))

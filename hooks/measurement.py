@@ -25,6 +25,9 @@ _AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
 _OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros", "rms_sum")]
 _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
 
+_ADDED = [i for i, column in enumerate(TENSOR_COLUMNS) if column.merge == "sum"]
+_STILL = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
+
 _OF_BITS = [_PLACE[name] for name in ("unchanged_count", "unchanged_sampled")]
 _SAMPLED = 4096
 """About how many elements of a tensor are compared bit by bit: the share is then known to a percent or two."""
@@ -45,10 +48,10 @@ _DRAWN_OUT = 1e-3
 
 def weights_now(optimizer: Optimizer, roster: Roster) -> Array:
     """Columns that hold the weights as they are, and nothing else."""
-    columns = _blank(len(roster.parameters))
+    columns = _blank(len(roster.owners))
     if not roster.on_host:
         return columns
-    bare = [TensorState(p, None, None, None) for p in roster.parameters]
+    bare = roster.held(roster.bare())
     columns[:, _BEFORE] = measure_before(bare, steps_of(optimizer, roster, group_values(optimizer)))
     return columns
 
@@ -66,12 +69,12 @@ class Measurement:
     def __init__(self, optimizer: Optimizer, roster: Roster, exact_updates: bool, closure: bool) -> None:
         self._optimizer, self._roster, self._closure = optimizer, roster, closure
         self._known = has_known_formula(optimizer)
-        self._states = states_of(optimizer, roster.parameters)
+        self._states = roster.held(states_of(optimizer, roster.parameters))
         if closure:
             for state in self._states:
                 state.grad = None
         groups = group_values(optimizer)
-        self.columns = _blank(len(roster.parameters))
+        self.columns = _blank(len(roster.owners))
         self.columns[:, _BEFORE] = measure_before(self._states, steps_of(optimizer, roster, groups))
         self._scale = carried_scale(optimizer)
         self.columns[:, _PLACE["momentum_dot"]] /= self._scale
@@ -86,12 +89,13 @@ class Measurement:
 
         Args:
             groups: The hyperparameters the step used.
-            counts: The optimizer's count of steps of each parameter.
+            counts: The optimizer's count of steps of each of its parameters.
             ledger: What is known about the gradients.
             skipped: Whether a scaler made the optimizer pass the step over.
         """
         states = self._states_after()
-        steps = steps_of(self._optimizer, self._roster, groups, counts)
+        owners = self._roster.owners
+        steps = steps_of(self._optimizer, self._roster, groups, [counts[i] for i in owners])
         self.places = [i for i, s in enumerate(states) if s.grad is not None]
         """Of the tensors that had a gradient."""
         dense = [i for i in self.places if not states[i].grad.is_sparse]  # type: ignore[union-attr]
@@ -110,9 +114,25 @@ class Measurement:
             self.columns[i, _OF_BITS] = _unchanged(states[i], places, before)
         if skipped:
             self._pass_over()
-        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]])
+        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]], owners)
         if not self._known and not self._closure:  # some optimizers use the gradient as scratch space
-            self.columns[np.ix_(ledger.rewritten(), [*_OF_GRADIENT, _PLACE["grad_sumsq"]])] = math.nan
+            spoiled = np.isin(owners, ledger.rewritten())
+            self.columns[np.ix_(spoiled, [*_OF_GRADIENT, _PLACE["grad_sumsq"]])] = math.nan
+        if self._roster.sharded:
+            self._settle_shards(states)
+
+    def _settle_shards(self, states: Sequence[TensorState]) -> None:
+        """Make the columns such that those of all shards can be merged.
+
+        A shard of nothing adds nothing, also where FSDP1 gives it no gradient. A gradient that could not be read shows as such,
+        by what is known of its weights: without that it would look like one that was not there.
+        """
+        empty = [i for i, s in enumerate(states) if not s.param.numel()]
+        self.columns[np.ix_(empty, _ADDED)] = 0.0
+        for i, state in enumerate(states):
+            if state.grad is not None and state.grad.is_sparse and i not in empty:
+                bare = TensorState(state.param, None, None, None)
+                self.columns[i, _AFTER] = measure_after([bare], [_STILL])[0]
 
     def norm(self, column: str, places: Sequence[int] | None = None) -> float:
         """The root of a column's sum over the tensors, or over some of them; NaN where any lacks it."""
@@ -120,9 +140,9 @@ class Measurement:
         values = values if places is None else values[list(places)]
         return math.sqrt(total) if (total := float(values.sum())) >= 0 and len(values) else math.nan
 
-    def total(self, column: str, places: Sequence[int]) -> float:
-        """A column's sum over some tensors."""
-        return float(self.columns[list(places), _PLACE[column]].sum())
+    def total(self, column: str) -> float:
+        """A column's sum over the tensors that had a gradient."""
+        return float(self.columns[self.places, _PLACE[column]].sum())
 
     def _sample_bits(self, groups: Sequence[Group], all_of_them: bool) -> dict[int, tuple[slice, torch.Tensor]]:
         """Copies of some elements of weights that may be too coarse for their updates, by place, with where they lie."""
@@ -146,7 +166,7 @@ class Measurement:
         states = self._states
         if self._closure or any(s.exp_avg is None for s in states):  # the step made gradients, or its moments
             copies = [s.before for s in states]
-            states = states_of(self._optimizer, self._roster.parameters)
+            states = self._roster.held(states_of(self._optimizer, self._roster.parameters))
             for state, copy in zip(states, copies, strict=True):
                 state.before = copy
         self._states = []  # the copies of weights must not outlive the step

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler
+from stabkit.hooks import clip, dispatch, distributed, loss, optimizer, precision, scaler
 from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.recorder import StepRecorder
 from stabkit.runlog import Layout, StepRecord
@@ -89,6 +89,7 @@ class Monitor:
         self._model, self._sink, self._on_fault = model, sink, on_fault
         self._every, self._exact_updates = every, exact_updates
         self._names, self._roles = named_parameters(model), roles(model)
+        self._pending = distributed.Pending(model)
         self._watched: dict[int, _Watched] = {}
         self._adopts = not optimizers
         self._early: StepRecorder | None = None
@@ -96,7 +97,7 @@ class Monitor:
             self._early = StepRecorder(_Undecided(parameters_in(model)))  # type: ignore[arg-type]
         for o in optimizers:
             found = optimizer.unwrap(o)
-            self._watch(found, StepRecorder(found, every, exact_updates))
+            self._watch(found, StepRecorder(found, every, exact_updates, self._pending))
         self._roots: list[loss.Root] = []
         self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
@@ -113,6 +114,7 @@ class Monitor:
         self._watched.clear()
         self._scaling = scaler.Scaling()
         self._model = self._early = None
+        self._pending = distributed.Pending({})
 
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
@@ -244,10 +246,11 @@ class Monitor:
 
     def _lay_out(self, watched: _Watched, stepping: Optimizer) -> None:
         self._names, self._roles = named_parameters(self._model), roles(self._model)
-        watched.layout = self._sink.layout(
-            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, self._exact_updates)
-        )
+        flat = distributed.held_of(self._model)
+        layout = optimizer.layout_of(stepping, self._names, self._roles, watched.index, self._exact_updates, flat)
+        watched.layout = self._sink.layout(watched.index, layout)
         watched.laid_out = watched.recorder.roster
+        watched.laid_out.sharded = any(tensor.shards > 1 for tensor in layout.tensors)
         if not watched.laid_out.on_host:
             self._note("unmeasured", optimizer=watched.index, why="parameters on a device", step=self.step)
             self._tell("the parameters are not on the CPU: this version records rates and step counts of such a run, no losses "
@@ -261,7 +264,7 @@ class Monitor:
 
     def _adopt(self, found: Optimizer) -> _Watched:
         """Watch from now on; what was seen before is this optimizer's if nothing of it can be another's."""
-        recorder = StepRecorder(found, self._every, self._exact_updates)
+        recorder = StepRecorder(found, self._every, self._exact_updates, self._pending)
         early, self._early = self._early, None
         if early is not None:
             held = {id(p) for p in recorder.parameters}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["named_parameters", "parameters_in", "roles"]
+__all__ = ["in_flat", "named_parameters", "parameters_in", "role_of", "roles"]
 
 _NORMS = (
     nn.LayerNorm,
@@ -45,7 +45,7 @@ def roles(model: Any) -> dict[int, str]:
     for _, module in _modules(model):
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
-                found.setdefault(id(parameter), _role(part, name, parameter))
+                found.setdefault(id(parameter), role_of(part, name, tuple(parameter.shape)))
     return found
 
 
@@ -55,14 +55,22 @@ def _modules(model: Any) -> list[tuple[str, nn.Module]]:
     return [("", model)]
 
 
-def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> str:
+def in_flat(flat: str, name: str) -> str:
+    """The name of a tensor inside a flat parameter of FSDP1 that is called "blocks.0._flat_param"."""
+    for prefix in _PREFIXES:
+        name = name.replace(prefix, "")
+    return flat.removesuffix("_flat_param") + name
+
+
+def role_of(module: nn.Module | None, name: str, shape: tuple[int, ...]) -> str:
+    """The role of a parameter by the module it belongs to, None where that is not known, its name and its shape."""
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
     if isinstance(module, _NORMS) or type(module).__name__.endswith("Norm"):
         return "norm"
     if name.endswith("bias"):
         return "bias"
-    return "matrix" if parameter.dim() > 1 else "vector"
+    return "matrix" if len(shape) > 1 else "vector"
 
 
 def _clean(name: str, module: nn.Module) -> str:

@@ -16,6 +16,8 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabkit.hooks.dispatch import Undo, notify
+from stabkit.hooks.distributed import Held, cuts, held, local, local_like, rank_and_world
+from stabkit.hooks.names import in_flat, role_of
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
 from stabkit.metric import TENSOR_COLUMNS
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _NOTHING: Mapping[str, Any] = {}
+_NOWHERE: Mapping[int, tuple[Held, ...]] = {}
 _READ_BY_ADAM = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
 
 
@@ -112,27 +115,60 @@ class Roster:
 
     Attributes:
         parameters: Every parameter of every group, in order.
-        lengths: The number of parameters of each group.
-        groups: The group of each parameter.
-        sizes: The number of elements of each.
+        owners: The place of the parameter of each tensor: its own, but for the tensors of a flat parameter of FSDP1.
+        lengths: The number of tensors of each group.
+        groups: The group of each tensor.
+        sizes: The number of elements this process holds of each.
         on_host: Whether all of them can be read without making the training wait.
-        coarse: Places of those of 16 bits, whose updates may be rounded away.
+        coarse: Places of the tensors of 16 bits, whose updates may be rounded away.
+        sharded: Whether this process holds a part of any tensor only.
     """
+
+    sharded = False
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.parameters = parameters_of(optimizer)
-        self.lengths = [len(group["params"]) for group in optimizer.param_groups]
+        self._counts = [len(group["params"]) for group in optimizer.param_groups]
+        self._cuts = {i: found for i, p in enumerate(self.parameters) if (found := cuts(p)) is not None}
+        many = [len(self._cuts.get(i, (None,))) for i in range(len(self.parameters))]
+        self.owners: list[int] = np.repeat(np.arange(len(many)), many).tolist()
+        ends = np.cumsum([0, *self._counts])
+        self.lengths = [sum(many[begin:end]) for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
-        self.coarse = [i for i, p in enumerate(self.parameters) if p.dtype in (torch.bfloat16, torch.float16)]
-        self.sizes = np.array([p.numel() for p in self.parameters], dtype=np.float64)
+        self.coarse = [i for i, at in enumerate(self.owners) if self.parameters[at].dtype in (torch.bfloat16, torch.float16)]
+        self._plain = not self._cuts and all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in self.parameters)
+        self.sizes = np.array([state.param.numel() for state in self.held(self.bare())], dtype=np.float64)
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether it is still true."""
         groups = optimizer.param_groups
-        return [len(group["params"]) for group in groups] == self.lengths and all(
+        return [len(group["params"]) for group in groups] == self._counts and all(
             a is b for a, b in zip(parameters_of(optimizer), self.parameters, strict=True)
         )
+
+    def bare(self) -> list[TensorState]:
+        """The parameters with nothing that belongs to them."""
+        return [TensorState(p, None, None, None) for p in self.parameters]
+
+    def held(self, states: list[TensorState]) -> list[TensorState]:
+        """What this process holds of each tensor, from the states of the parameters: mostly the very same.
+
+        Of a sharded parameter that is its local shard, of a flat one a view for each of the tensors in it.
+        """
+        if self._plain:
+            return states
+        found: list[TensorState] = []
+        for i, state in enumerate(states):
+            p = state.param
+            own = [local(p), *(local_like(t, p) for t in _tensors_of(state))]
+            for cut in self._cuts.get(i, [None]):
+                found.append(TensorState(*(t if cut is None or t is None or t.is_sparse else t[cut] for t in own)))  # type: ignore[arg-type]
+        return found
+
+
+def _tensors_of(state: TensorState) -> tuple[torch.Tensor | None, ...]:
+    return state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq
 
 
 def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
@@ -146,6 +182,8 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
 def _count(state: Mapping[str, Any]) -> float:
     step = state.get("step", -1)
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
+        step = local(step) if type(step) is not torch.Tensor else step
+    if isinstance(step, torch.Tensor):
         return step.item() if step.is_cpu else -1.0
     return float(step)
 
@@ -201,7 +239,7 @@ def steps_of(
         optimizer: The optimizer.
         roster: Its parameters.
         groups: The hyperparameters of its groups.
-        counts: The count of each parameter after the step; None before it.
+        counts: The count of each tensor after the step; None before it.
     """
     shared: dict[tuple[int, float], AdamStep] = {}
 
@@ -222,7 +260,12 @@ def steps_of(
 
 
 def layout_of(
-    optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], roles: Mapping[int, str], index: int, exact: bool = False
+    optimizer: Optimizer,
+    names: Mapping[int, tuple[str, ...]],
+    roles: Mapping[int, str],
+    index: int,
+    exact: bool = False,
+    flat: Mapping[int, tuple[Held, ...]] = _NOWHERE,
 ) -> Layout:
     """The layout of an optimizer's stream.
 
@@ -232,14 +275,19 @@ def layout_of(
         roles: The role of each of the model's parameters, by id.
         index: Which optimizer it is, for the names of parameters outside the model.
         exact: Whether the applied update is measured.
+        flat: What FSDP1 has flattened, by the id of the parameter.
     """
     tensors = []
+    rank = rank_and_world()[0]
     for g, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):
             known = names.get(id(p), (f"optimizer{index}.group{g}.{i}",))
             dtype = str(p.dtype).removeprefix("torch.")
-            role = roles.get(id(p), "matrix" if p.dim() > 1 else "vector")
-            tensors.append(TensorInfo(known[0], tuple(p.shape), dtype, role, g, known[1:]))
+            for one in flat.get(id(p)) or (held(p, rank),):
+                name = in_flat(known[0], one.name) if one.name else known[0]
+                role = role_of(one.module, name, one.shape) if one.module else roles.get(id(p)) or role_of(None, "", one.shape)
+                aliases = () if one.name else known[1:]
+                tensors.append(TensorInfo(name, one.shape, dtype, role, g, aliases, one.replica, one.shards))
     options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in ("amsgrad", "maximize"))
     name, implementation = type(optimizer).__name__, _implementation(optimizer)
     return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, _missing(optimizer, exact))

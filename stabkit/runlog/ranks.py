@@ -272,7 +272,7 @@ def _endings(parts: Sequence[Part], steps: Steps) -> list[str]:
             what = f"ended at step {last}" if last else "recorded no step"
             notes.append(f"rank {part.rank} {what}, others went on to step {end}")
         elif over and not part.closed:
-            notes.append(f"rank {part.rank} ended after step {last} without closing its log: it was killed, or is still running")
+            notes.append(f"rank {part.rank} ended after step {last} without closing its log: was it killed? Or it still runs")
     return notes
 
 

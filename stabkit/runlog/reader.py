@@ -48,9 +48,7 @@ def load(path: str | os.PathLike[str], attempt: int | None = None) -> RunLog:
 
 
 def _load(root: Path, name: str, attempt: int | None) -> RunLog:
-    ranks = {}
-    for rank, directory in ranks_to_read(root).items():
-        ranks[rank] = _Rank(directory, name)
+    ranks = {rank: _Rank(directory, name) for rank, directory in ranks_to_read(root).items()}
     attempts = 1 + max(rank.last_attempt for rank in ranks.values())
     chosen = attempts - 1 if attempt is None else attempt
     if not 0 <= chosen < attempts:
@@ -59,8 +57,8 @@ def _load(root: Path, name: str, attempt: int | None) -> RunLog:
     logs = {rank: one.log(name, chosen, attempts) for rank, one in ranks.items()}
     lowest = next(iter(ranks))
     told = [note for rank, one in ranks.items() for note in _prefixed(one.notes, f"rank {rank}: " if rank != lowest else "")]
-    run, parts = logs[lowest]
     if len(logs) == 1:
+        run = logs[lowest][0]
         return replace(run, notes=(*told, *about, *run.notes, *_absent(run, [*logs])))
     return _together({rank: one for rank, (one, _) in logs.items()}, {r: p for r, (_, p) in logs.items()}, [*told, *about])
 
@@ -123,11 +121,11 @@ class _Rank:
     def log(self, name: str, attempt: int, attempts: int) -> tuple[RunLog, list[Part]]:
         """One attempt, and its streams as parts of the whole."""
         events = _of_attempt(self._events, attempt, attempts)
-        closed = next((event["event"] == "close" for event in reversed(events) if event.get("event") in ("open", "close")), False)
+        ends = [event["event"] == "close" for event in events if event.get("event") in ("open", "close")]
         parts, notes = [], []
         for index, one in enumerate(self._recorded):
             stream, numbers, remarks = assemble(one.steps, one.tensors, one.layouts, attempt)
-            parts.append(Part(0, stream, one.layouts, numbers, closed))
+            parts.append(Part(0, stream, one.layouts, numbers, bool(ends and ends[-1])))
             notes += _prefixed(remarks, f"optimizer{index}: " if len(self._recorded) > 1 else "")
         run = RunLog(
             path=name,

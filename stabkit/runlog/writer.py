@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ _BEGUN = time.time()
 
 
 class RunWriter:
-    """Writes `<run>/rank00000`, of another rank `rank00001` and so on. Belongs to the process that made it: in a forked child every method does nothing.
+    """Writes `<run>/rank00000`; the process of another rank its own, `rank00001` and so on.
+
+    Belongs to the process that made it: in a forked child every method does nothing.
 
     Steps come from one thread at a time; events and scalars from any.
     """
@@ -145,10 +148,10 @@ class RunWriter:
         """
         if os.getpid() != self._process:
             return
-        self._note("close")
         failures = []
         streams, lines = self._streams.values(), self._lines.values()
-        for act in (*(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
+        told = partial(self._line, "events.jsonl", {"event": "close"})
+        for act in (told, *(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
             try:
                 act()
             except OSError as error:
