@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import GeneratorType
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad
 
-from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_closure_cell
+from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute, patch_closure_cell
 from stabkit.hooks.distributed import whole
 from stabkit.hooks.schedule import number
 
@@ -46,7 +47,10 @@ class ClipCall:
 
 def install() -> list[Undo]:
     """Patch the clipping functions: events "clip_begin" and "clip_end" with a `ClipCall`."""
-    undo = (patch_closure_cell(getattr(clip_grad, name, None), _wrapper(kind)) for name, kind in _FUNCTIONS.items())
+    undo = [patch_closure_cell(getattr(clip_grad, name, None), _wrapper(kind)) for name, kind in _FUNCTIONS.items()]
+    fsdp1 = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    if fsdp1 is not None:  # its clip_grad_norm_ scales the gradients itself
+        undo.append(patch_attribute(fsdp1, "clip_grad_norm_", _wrapper("fsdp1")))
     return [u for u in undo if u is not None]
 
 
@@ -96,12 +100,12 @@ def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipC
         return args[place] if len(args) > place else kwargs.get(name, default)
 
     try:
-        parameters = argument(0, "parameters")
+        parameters = argument(0, "parameters") if kind != "fsdp1" else args[0].parameters()
         tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         tensors = [p for p in tensors if p.grad is not None]
         if kind == "value":
             return ClipCall("value", number(argument(1, "clip_value")), tensors)
-        call = ClipCall("norm", number(argument(1, "max_norm")), tensors)
+        call = ClipCall("norm", number(argument(1, "max_norm")), tensors, everywhere=kind == "fsdp1")
         if kind == "with_norm":
             call.total_norm, call.everywhere = _copy(given := argument(2, "total_norm")), _is_distributed(given)
         else:

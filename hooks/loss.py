@@ -144,5 +144,10 @@ def _python_number(node: Any) -> float | None:
     except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
         return None
     if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
-        return float(other) if other.is_cpu and other.numel() == 1 and not other.is_complex() else None
+        if not other.is_cpu or other.numel() != 1 or other.is_complex():
+            return None
+        if type(other) is not torch.Tensor:
+            return float(other)
+        with torch._C._DisableTorchDispatch():  # a dispatch mode of the user's makes torch fail at a number it has wrapped
+            return float(other)
     return float(other) if isinstance(other, (int, float)) else None

@@ -67,7 +67,7 @@ def _together(logs: Mapping[int, RunLog], parts: Mapping[int, list[Part]], notes
     """The runs of several ranks as one."""
     lowest = next(iter(logs))
     streams = []
-    for index in range(max(len(run.streams) for run in logs.values())):
+    for index in range(max(len(own) for own in parts.values())):
         held = [replace(own[index], rank=rank) for rank, own in parts.items() if index < len(own)]
         stream, remarks = merge(held)
         streams.append(stream)

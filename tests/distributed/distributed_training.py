@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stabkit
 
@@ -33,6 +34,19 @@ class Net(nn.Module):
         return found
 
 
+class Collectives(TorchDispatchMode):
+    """Counts every collective by the operator that starts it (CommDebugMode stumbles over FSDP's module hooks)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "c10d" in func.namespace:
+            self.counts[str(func)] = self.counts.get(str(func), 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
 def be_rank(rank: int, world: int, port: int, work: Callable[..., Any], args: tuple[Any, ...], told: Any) -> None:
     """Be one process of a group, and tell what the work returned."""
     torch.set_num_threads(1)
@@ -52,9 +66,13 @@ def loss_of(model: nn.Module, data: Tensor) -> Tensor:
     return (model(data) - data.sum(1, keepdim=True)).square().mean()
 
 
-def plain_model(bf16: bool = False) -> nn.Module:
+def plain_model(unused: bool = True) -> nn.Module:
+    """The same at every call."""
     torch.manual_seed(0)
-    return Net().to(torch.bfloat16 if bf16 else torch.float32)
+    model = Net()
+    if not unused:
+        del model.unused
+    return model
 
 
 def optimizer_of(model: nn.Module, **options: Any) -> torch.optim.Optimizer:

@@ -23,9 +23,9 @@ def ddp(rank: int, logdir: str | None, micro: int = 1, **options: Any) -> Any:
     return losses, {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
 
 
-def alone(logdir: Path, **options: Any) -> stabkit.RunLog:
+def alone(logdir: Path, unused: bool = True, **options: Any) -> stabkit.RunLog:
     """The same training on one process, on the joined batches."""
-    model = plain_model()
+    model = plain_model(unused)
     train(model, optimizer_of(model), str(logdir), **options)
     return stabkit.load(logdir)
 

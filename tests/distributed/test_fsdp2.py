@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from agreement_of_ranks import agree
-from distributed_training import STEPS, optimizer_of, train
+from distributed_training import STEPS, Collectives, optimizer_of, plain_model, train
 from test_ddp import alone, no_faults
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import stabkit
 
@@ -20,7 +19,6 @@ Ranks = Callable[..., dict[int, Any]]
 
 
 def sharded_model() -> nn.Module:
-    from distributed_training import plain_model
     from torch.distributed.fsdp import fully_shard
 
     model = plain_model()
@@ -41,19 +39,6 @@ class Quiet:
 
     def __exit__(self, *_: object) -> None:
         self._model.set_requires_gradient_sync(True)
-
-
-class Collectives(TorchDispatchMode):
-    """Counts every collective by the operator that starts it (CommDebugMode stumbles over FSDP's module hooks)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "c10d" in func.namespace:
-            self.counts[str(func)] = self.counts.get(str(func), 0) + 1
-        return func(*args, **(kwargs or {}))
 
 
 def fsdp2(rank: int, logdir: str | None, micro: int = 1, count: bool = False, quiet: bool = False, **options: Any) -> Any:
@@ -92,3 +77,4 @@ def test_watching_adds_no_collective_and_changes_no_bit(ranks: Ranks, logdir: Pa
     watched, unwatched = ranks(fsdp2, str(logdir), 2, True), ranks(fsdp2, None, 2, True)
     assert sorted(watched) == [0, 1] and sum(watched[0][3].values()) > STEPS
     assert watched == unwatched
+    no_faults(stabkit.load(logdir))
