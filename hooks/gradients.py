@@ -113,7 +113,7 @@ class GradientLedger:
 
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
-        self._seen = signatures(self.parameters)
+        self.accept()
         places = self._places(call)
         self._clipped.update(dict.fromkeys(places, call))
         if not call.finished:
@@ -124,6 +124,10 @@ class GradientLedger:
     def close(self) -> None:
         """The step begins: what was written until now counts."""
         self._compare(signatures(self.parameters))
+
+    def accept(self) -> None:
+        """Take the writes since the last event as understood."""
+        self._seen = signatures(self.parameters)
 
     def rewritten(self) -> list[int]:
         """Places of the gradients that were written to since `close`: by the optimizer itself."""

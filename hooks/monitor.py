@@ -195,6 +195,14 @@ class Monitor:
             self._on_step_begin(passed_over, False)
             self._on_step_end(passed_over, skipped=True)
 
+    def _on_unscale_begin(self, stepping: Any) -> None:
+        if watched := self._find(optimizer.unwrap(stepping)):
+            watched.recorder.unscale_begin()
+
+    def _on_unscale_end(self, stepping: Any) -> None:
+        if watched := self._watched.get(id(optimizer.unwrap(stepping))):
+            watched.recorder.unscale_end()
+
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
             recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer))

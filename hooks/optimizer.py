@@ -121,6 +121,7 @@ class Roster:
         sizes: The number of elements this process holds of each.
         on_host: Whether all of them can be read without making the training wait.
         coarse: Places of the tensors of 16 bits, whose updates may be rounded away.
+        plain: Whether each parameter is an ordinary tensor, and one tensor.
         sharded: Whether this process holds a part of any tensor only.
     """
 
@@ -137,7 +138,7 @@ class Roster:
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
         self.coarse = [i for i, at in enumerate(self.owners) if self.parameters[at].dtype in (torch.bfloat16, torch.float16)]
-        self._plain = not self._cuts and all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in self.parameters)
+        self.plain = not self._cuts and all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in self.parameters)
         self.sizes = np.array([state.param.numel() for state in self.held(self.bare())], dtype=np.float64)
 
     def holds(self, optimizer: Optimizer) -> bool:
@@ -156,7 +157,7 @@ class Roster:
 
         Of a sharded parameter that is its local shard, of a flat one a view for each of the tensors in it.
         """
-        if self._plain:
+        if self.plain:
             return states
         found: list[TensorState] = []
         for i, state in enumerate(states):

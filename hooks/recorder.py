@@ -113,6 +113,19 @@ class StepRecorder:
     def _kept_back(self) -> tuple[tuple[int, int], ...]:
         return self._pending.of(self.parameters) if self._pending else ()
 
+    def unscale_begin(self) -> None:
+        """A scaler is about to take its scale off the gradients: a write that is understood.
+
+        Of a plain tensor it leaves no trace, and nothing needs to be done.
+        """
+        if not self.roster.plain:
+            self._ledger.close()
+
+    def unscale_end(self) -> None:
+        """The scale is off."""
+        if not self.roster.plain:
+            self._ledger.accept()
+
     def clip_begin(self, call: ClipCall, scale: float = 1.0) -> None:
         """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
         self._ledger.clip_begins(call, scale)

@@ -20,7 +20,7 @@ def agree(merged: RunLog, single: RunLog, unproved: tuple[str, ...] = (), tolera
     Args:
         merged: The log of several ranks.
         single: That of one process.
-        unproved: Quantities that may be missing from the merged log, for the whole step and for tensors. They must not be wrong.
+        unproved: Quantities that may be missing from the merged log. Where they are not, they must be right.
         tolerance: The largest relative error allowed.
     """
     worst = 0.0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed_training import be_rank
+from distributed_training import be_rank, free_port
 
 LIMIT = 90
 """Seconds after which processes that wait for each other are ended."""
@@ -21,13 +20,6 @@ def processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.tensor", "stabkit.watch"])
     return context
-
-
-def free_port() -> int:
-    """A port that the system has just given out and taken back."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def ranks(processes: Any) -> Callable[..., dict[int, Any]]:
                 process.kill()
         while not told.empty():
             found.update([told.get()])
-        return found
+        return dict(sorted(found.items()))
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,13 @@ class Collectives(TorchDispatchMode):
         if "c10d" in func.namespace:
             self.counts[str(func)] = self.counts.get(str(func), 0) + 1
         return func(*args, **(kwargs or {}))
+
+
+def free_port() -> int:
+    """A port that the system has just given out and taken back."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def be_rank(rank: int, world: int, port: int, work: Callable[..., Any], args: tuple[Any, ...], told: Any) -> None:
