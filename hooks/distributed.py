@@ -69,7 +69,9 @@ def local_like(tensor: torch.Tensor | None, parameter: torch.Tensor) -> torch.Te
     alike = getattr(tensor, "placements", None) == getattr(parameter, "placements", None)
     if own is not None and shard is not None and alike and own.shape == shard.shape:
         return own
-    return torch.sparse_coo_tensor(size=(own if shard is None else shard).shape, device="cpu")  # type: ignore[union-attr]
+    shape = parameter.shape if shard is None else shard.shape
+    nowhere = torch.empty((len(shape), 0), dtype=torch.int64, device="cpu")
+    return torch.sparse_coo_tensor(nowhere, torch.empty(0, device="cpu"), shape, device="cpu", check_invariants=False)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor | None:
