@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from agreement_of_ranks import agree
-from distributed_training import STEPS, optimizer_of, plain_model, train
+from distributed_training import BATCH, STEPS, batch, optimizer_of, plain_model, train
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import stabkit
 
 Ranks = Callable[..., dict[int, Any]]
+LONG = 60
 
 
 def ddp(rank: int, logdir: str | None, micro: int = 1, **options: Any) -> Any:
@@ -60,3 +62,21 @@ def test_accumulation_without_synchronisation(ranks: Ranks, logdir: Path, tmp_pa
 def test_a_watched_run_is_the_unwatched_one(ranks: Ranks, logdir: Path) -> None:
     watched, unwatched = ranks(ddp, str(logdir), 2), ranks(ddp, None, 2)
     assert sorted(watched) == [0, 1] and watched == unwatched
+
+
+def bad_batch(step: int, micro: int) -> Tensor:
+    data = batch(step, micro)
+    if step == LONG - 5:
+        data[BATCH // 2 :] *= 30
+    return data
+
+
+def test_the_rank_with_the_bad_batch_is_named(ranks: Ranks, logdir: Path) -> None:
+    ranks(long_ddp, str(logdir))
+    diagnosis = stabkit.analyze(stabkit.load(logdir))
+    (finding,) = (f for outcome in diagnosis.outcomes if outcome.rule == "SK201" for f in outcome.findings)
+    assert finding.first_step == LONG - 5 and "it began on rank 1 alone" in finding.message
+
+
+def long_ddp(rank: int, logdir: str) -> Any:
+    return ddp(rank, logdir, steps=LONG, data=bad_batch)
