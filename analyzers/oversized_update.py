@@ -5,6 +5,7 @@ Why it matters:     Such a step does not refine a matrix, it replaces it. What t
                     had made of it is gone, and the layers behind it were fitted to what it was.
 How it decides:     Update norm over weight norm before the step, per matrix, above 0.5, at any step. Matrices that start
                     at (almost) zero, biases and norm scales are left out: relative to nothing every update is large.
+                    LBFGS is not judged: it takes its step lengths from curvature, not from a rate.
 Known false alarms: A matrix that is meant to be overwritten, such as a re-initialised head.
 What to try:        A peak rate at which the update is 5 % of the weights: the rate divided by ratio / 0.05.
 References:         You et al. 2017, arXiv 1708.03888 (the ratio); Kosson et al. 2024, arXiv 2305.17212 (in balance it is
@@ -18,7 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import rate_at
 from stabkit.analyzers.series import episodes, lasts
 from stabkit.analyzers.start import SAFE_RATIO, early_updates
@@ -55,6 +56,8 @@ class OversizedUpdate:
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per episode."""
+        if run.stream.optimizer == "LBFGS":
+            raise NotApplicable("LBFGS takes the length of its steps from curvature, not from a rate")
         limits = self.thresholds
         updates = early_updates(run)
         steps = updates.table.steps

@@ -11,7 +11,7 @@ from stabkit.runlog import RunLog
 __all__ = ["OwnLoss", "broken_rank", "rank_that_rose"]
 
 SHARE = 0.15
-"""A rank rose alone where the others rose, on average, by less than this share of its rise; in logarithms of positive losses."""
+"""A rank rose alone where the others rose, on average, less than this share as much (of logarithms, if all are positive)."""
 WINDOW = 30
 LEAST = 5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
 
@@ -30,6 +30,7 @@ class ClipCall:
         kind: "norm" or "value".
         limit: max_norm or clip_value.
         parameters: The tensors whose gradients it scaled.
+        asked: All that it was given, also those without a gradient.
         order: Of the norm; NaN where the user worked the norm out beforehand, and for clipping by value.
         total_norm: A copy of the norm before clipping, 0-d; None for clipping by value.
         everywhere: Whether that norm is known to be of the whole gradients also where this process holds a shard of them.
@@ -43,6 +44,7 @@ class ClipCall:
     total_norm: torch.Tensor | None = None
     everywhere: bool = False
     finished: bool = False
+    asked: list[torch.Tensor] = field(default_factory=list)
 
 
 def install() -> list[Undo]:
@@ -101,11 +103,11 @@ def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipC
 
     try:
         parameters = argument(0, "parameters") if kind != "fsdp1" else args[0].parameters()
-        tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        tensors = [p for p in tensors if p.grad is not None]
+        asked = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        tensors = [p for p in asked if p.grad is not None]
         if kind == "value":
-            return ClipCall("value", number(argument(1, "clip_value")), tensors)
-        call = ClipCall("norm", number(argument(1, "max_norm")), tensors, everywhere=kind == "fsdp1")
+            return ClipCall("value", number(argument(1, "clip_value")), tensors, asked=asked)
+        call = ClipCall("norm", number(argument(1, "max_norm")), tensors, asked=asked, everywhere=kind == "fsdp1")
         if kind == "with_norm":
             call.total_norm, call.everywhere = _copy(given := argument(2, "total_norm")), _is_distributed(given)
         else:

@@ -58,6 +58,11 @@ class Nesting:
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
 
+    @property
+    def entered(self) -> bool:
+        """Whether any call is in progress."""
+        return self._depth > 0
+
 
 def attach(monitor: Monitor) -> None:
     """Send events to this monitor from now on; the first one patches torch."""

@@ -16,7 +16,20 @@ from typing import Any
 
 import torch
 
-__all__ = ["Held", "Pending", "cuts", "held", "held_of", "job", "local", "local_like", "rank_and_world", "version", "whole"]
+__all__ = [
+    "Held",
+    "Pending",
+    "cuts",
+    "held",
+    "held_of",
+    "is_plain",
+    "job",
+    "local",
+    "local_like",
+    "rank_and_world",
+    "version",
+    "whole",
+]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _SAMPLED = 8
@@ -47,6 +60,11 @@ def job() -> str:
     return ":".join((host, port, os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "")))
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is all there is of it: no DTensor or other wrapper."""
+    return type(tensor) in _PLAIN
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor | None:
     """What this process holds of a tensor; None where reading it would wait for a communication in flight."""
     if type(tensor) in _PLAIN:
@@ -60,18 +78,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor | None:
 def local_like(tensor: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor | None:
     """The local shard of a parameter's gradient or moment.
 
-    One that is distributed in another way than the parameter (a sum still to be made) cannot be read here. Its stand-in is a
-    sparse tensor of nothing: the statistics take it for one that is there and not measured.
+    None for one that is distributed in another way than the parameter (a sum still to be made): it cannot be read here.
     """
     if tensor is None or (type(tensor) in _PLAIN and type(parameter) in _PLAIN):
         return tensor
     own, shard = local(tensor), local(parameter)
     alike = getattr(tensor, "placements", None) == getattr(parameter, "placements", None)
-    if own is not None and shard is not None and alike and own.shape == shard.shape:
-        return own
-    shape = parameter.shape if shard is None else shard.shape
-    nowhere = torch.empty((len(shape), 0), dtype=torch.int64, device="cpu")
-    return torch.sparse_coo_tensor(nowhere, torch.empty(0, device="cpu"), shape, device="cpu", check_invariants=False)
+    return own if own is not None and shard is not None and alike and own.shape == shard.shape else None
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor | None:

@@ -7,7 +7,7 @@ understood is that of a clipping call which was seen; any other makes the gradie
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ import torch
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.distributed import local, local_like, version
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
-from stabkit.hooks.transfer import to_host
+from stabkit.hooks.transfer import Batch, Later, Number
 from stabkit.metric import Array
 
-__all__ = ["GradientLedger", "Signature", "signatures"]
+__all__ = ["GradientLedger", "Signature", "is_zero", "signatures"]
 
 Signature = tuple[int, int] | None
 _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
@@ -49,9 +49,11 @@ class GradientLedger:
         self._complete = False  # whether a backward was seen
         self._altered: set[int] = set()
         self._clipped: dict[int, ClipCall] = {}
-        self._sums: dict[int, float] = {}  # of squares before clipping by value: no coefficient gives them back
-        self._norms: dict[int, float] | None = None
-        self._scales: dict[int, float] = {}  # that the gradients carried when a call found them
+        self._batch = Batch()
+        self._sums: dict[int, Array] = {}  # of squares before clipping by value: no coefficient gives them back
+        self._zeroed: dict[int, Signature] = {}
+        self._scales: dict[int, Number] = {}  # that the gradients carried when a call found them
+        self._numbers: dict[int, tuple[Later, Later]] = {}  # of each call: total norm, scale
 
     def follow(self, parameters: Sequence[torch.Tensor]) -> None:
         """The optimizer has other parameters now; of a step in progress nothing more can be proved."""
@@ -59,16 +61,29 @@ class GradientLedger:
         self._seen = None
         self._complete = False
 
-    def reorder(self, parameters: Sequence[torch.Tensor]) -> None:
-        """The same gradients, under another order of the parameters; those without one may come or go."""
-        place, old = self._place, self._seen
-        self._index(parameters)
-        moved = {place[id(p)]: i for i, p in enumerate(self.parameters) if id(p) in place}
-        if old is not None:
-            self._seen = [old[place[id(p)]] if id(p) in place else None for p in self.parameters]
-        self._altered = {moved[i] for i in self._altered if i in moved}
-        self._clipped = {moved[i]: call for i, call in self._clipped.items() if i in moved}
-        self._sums = {moved[i]: value for i, value in self._sums.items() if i in moved}
+    def part(self, parameters: Sequence[torch.Tensor]) -> GradientLedger:
+        """What is known of the gradients of other parameters; those that this ledger does not follow have none in it."""
+        part = GradientLedger(parameters)
+        place = self._place
+        moved = {place[id(p)]: i for i, p in enumerate(part.parameters) if id(p) in place}
+        if self._seen is not None:
+            part._seen = [self._seen[place[id(p)]] if id(p) in place else None for p in part.parameters]
+        part._complete = self._complete
+        part._altered = {moved[i] for i in self._altered if i in moved}
+        part._clipped = {moved[i]: call for i, call in self._clipped.items() if i in moved}
+        part._sums = {moved[i]: value for i, value in self._sums.items() if i in moved}
+        part.calls = [call for call in self.calls if part._places(call)]
+        part._scales = dict(self._scales)
+        part._batch.absorb(self._batch)
+        return part
+
+    def forget(self, places: Sequence[int]) -> None:
+        """The gradients at these places were dropped: what was done to them is of no account any more."""
+        self._altered.difference_update(places)
+        for i in places:
+            self._clipped.pop(i, None)
+            self._sums.pop(i, None)
+        self.calls = [call for call in self.calls if any(other is call for other in self._clipped.values())]
 
     def _index(self, parameters: Sequence[torch.Tensor]) -> None:
         self.parameters = list(parameters)
@@ -81,7 +96,14 @@ class GradientLedger:
         seen = self._seen
         if seen is None or len(seen) != len(now) or any(a == b is not None for a, b in zip(seen, now, strict=True)):
             return False
-        return all(_is_zero(local(p.grad)) for p in self.parameters if p.grad is not None)
+        zeroed = (s is None or s == self._zeroed.get(i) or is_zero(self.parameters[i].grad) for i, s in enumerate(now))
+        return all(zeroed)
+
+    def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
+        """The gradients of these were set to None or to zero."""
+        for place in (self._place.get(id(p)) for p in parameters):
+            if place is not None and (grad := self.parameters[place].grad) is not None:
+                self._zeroed[place] = (id(grad), version(grad))
 
     def before_backward(self, now: list[Signature]) -> None:
         """A further backward begins: whatever changed since the last one was not us."""
@@ -93,7 +115,7 @@ class GradientLedger:
         self._seen = now
         self._complete = True
 
-    def clip_begins(self, call: ClipCall, scale: float = 1.0) -> None:
+    def clip_begins(self, call: ClipCall, scale: Number = 1.0) -> None:
         """Check the gradients as the call finds them; for clipping by value, note their size.
 
         Args:
@@ -108,8 +130,15 @@ class GradientLedger:
             shards = {i: local_like(self.parameters[i].grad, self.parameters[i]) for i in places}
             grads = {i: g for i, g in shards.items() if g is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
-            sums = measure_before(states, [_PLAIN] * len(states))[:, 0] if states else ()
-            self._sums.update((i, float(total) / scale**2) for i, total in zip(grads, sums, strict=True))
+            self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
+
+    def concerns(self, call: ClipCall) -> bool:
+        """Whether a call was given any of these parameters, with a gradient or without."""
+        return any(id(p) in self._place for p in call.asked)
+
+    def hand_made(self) -> bool:
+        """Whether something else than a clipping call that was seen wrote to the gradients since backward."""
+        return bool(self._altered)
 
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
@@ -139,16 +168,22 @@ class GradientLedger:
         calls = [call for call in self.calls if call.kind == kind]
         return calls[0] if len(calls) == 1 else None
 
+    def ask(self, batch: Batch) -> None:
+        """Put what the clipping calls found into a batch; what follows needs it fetched."""
+        batch.absorb(self._batch)
+        for call in self.calls:
+            norm = math.nan if call.total_norm is None else call.total_norm
+            self._numbers[id(call)] = batch.add(norm), batch.add(self._scales.get(id(call), 1.0))
+
     def total_norm(self, call: ClipCall) -> float:
         """The norm of the unscaled gradients that a call found, NaN where it found none."""
-        return self._found_norm(call) / self._scales.get(id(call), 1.0)
+        return self._found_norm(call) / self._scale(call)
 
     def _found_norm(self, call: ClipCall) -> float:
-        if self._norms is None:
-            known = [(id(c), c.total_norm) for c in self.calls if c.total_norm is not None]
-            values = to_host([norm for _, norm in known])
-            self._norms = dict(zip((key for key, _ in known), values, strict=True))
-        return self._norms.get(id(call), math.nan)
+        return self._numbers[id(call)][0].value
+
+    def _scale(self, call: ClipCall) -> float:
+        return self._numbers[id(call)][1].value
 
     def coefficient(self, call: ClipCall) -> float:
         """What a call multiplied the gradients by."""
@@ -176,7 +211,8 @@ class GradientLedger:
             if call is None:
                 before[row] = value
             elif call.kind == "value":  # noted of whole parameters
-                before[row] = self._sums.get(i, math.nan) if len(owners) == len(self.parameters) else math.nan
+                noted = i in self._sums and len(owners) == len(self.parameters)
+                before[row] = float(self._sums[i][0]) / self._scale(call) ** 2 if noted else math.nan
             else:
                 before[row] = self._unclipped(i, value, self.coefficient(call))
         return before
@@ -205,6 +241,7 @@ class GradientLedger:
         return [self._place[id(p)] for p in call.parameters if id(p) in self._place]
 
 
-def _is_zero(grad: torch.Tensor | None) -> bool:
+def is_zero(grad: torch.Tensor | None) -> bool:
     """Whether all elements are zero; False where looking would make the training wait."""
-    return grad is not None and grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())
+    own = None if grad is None else local(grad)
+    return own is not None and own.is_cpu and own.layout is torch.strided and not bool(own.any())

@@ -18,12 +18,14 @@ import torch.autograd
 
 from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
 from stabkit.hooks.distributed import whole
+from stabkit.hooks.transfer import Batch, Later, Number
 
 __all__ = ["LossWindow", "Root", "install", "look_at"]
 
 _DEPTH = 5  # nodes below the root that tell what kind of loss it is, and whether it was divided
 _TRANSPARENT = ("ToCopy", "Mean", "Sum", "Squeeze", "View", "Reshape", "Alias", "Clone", "Div", "Mul")
 """Nodes through which a division by the number of micro-batches is looked for: any other is part of the loss itself."""
+_SUM = 2  # torch's number for reduction="sum"
 _nesting = Nesting()  # a reentrant checkpoint calls backward from inside backward, on a GPU from another thread
 
 
@@ -61,12 +63,14 @@ class Root:
         value: Its value, copied at once (the user may overwrite it in place a line later); None where it is no scalar
             on the CPU.
         operations: Names of the first nodes of its graph: what kind of loss it is.
-        factors: Python numbers it was multiplied by (divisions inverted) at the very end.
+        factors: Numbers it was multiplied by, or divided by (True), at the very end.
+        items: How many numbers were added up for it, such as the losses of tokens, as factors; none for a mean.
     """
 
     value: torch.Tensor | None
     operations: tuple[str, ...] = ()
-    factors: tuple[float, ...] = ()
+    factors: tuple[tuple[Number, bool], ...] = ()
+    items: tuple[Number, ...] = ()
 
 
 def look_at(roots: Any) -> list[Root]:
@@ -94,51 +98,81 @@ class LossWindow:
 
     calls: list[list[Root]] = field(default_factory=list)
     failed: bool = False
+    _values: list[Later] = field(default_factory=list)
+    _factors: list[list[tuple[Later, bool]]] = field(default_factory=list)
+    _items: list[list[Later]] = field(default_factory=list)
 
     @property
     def begun(self) -> bool:
         """Whether any backward reached the optimizer's gradients."""
         return self.failed or bool(self.calls)
 
-    def values(self) -> list[torch.Tensor]:
-        """The values of all roots, 0-d float64; none where they do not add up to the loss of the step."""
-        roots = [root.value for call in self.calls for root in call]
-        return [] if self.failed or any(v is None for v in roots) else [v for v in roots if v is not None]
-
-    def reduce(self, values: Sequence[float]) -> tuple[float, float, int]:
-        """(loss, loss_sum, loss_reduction) of the step from the roots' values.
-
-        Roots of one call add up. Those of several calls do where the user divided each by their number, or where they are
-        different losses; else the loss is their mean.
-        """
-        if not values:
-            return math.nan, math.nan, 0
-        total, count = sum(values), len(self.calls)
-        if count == 1:
-            return total, total, 1 if len(values) == 1 else 2
+    def ask(self, batch: Batch) -> None:
+        """Put the values of all roots, and what they were divided by, into a batch."""
         roots = [root for call in self.calls for root in call]
-        divided = all(any(abs(f * count - 1) < 1e-5 for f in root.factors) for root in roots)
+        known = not self.failed and all(root.value is not None for root in roots)
+        self._values = [batch.add(root.value) for root in roots if root.value is not None] if known else []
+        many = known and len(self.calls) > 1
+        self._factors = [[(batch.add(f), inverted) for f, inverted in root.factors] for root in roots] if many else []
+        self._items = [[batch.add(number) for number in call[0].items] for call in self.calls if call] if many else []
+
+    def reduce(self) -> tuple[float, float, int]:
+        """(loss, loss_sum, loss_reduction) of the step, once the batch was fetched.
+
+        Roots of one call add up. Those of several calls do where the user divided each by their number, or by the number of
+        items (tokens) in all of them, or where they are different losses; else the loss is their mean.
+        """
+        if not self._values:
+            return math.nan, math.nan, 0
+        total, count = sum(later.value for later in self._values), len(self.calls)
+        if count == 1:
+            return total, total, 1 if len(self._values) == 1 else 2
+        parts = (count, sum(math.prod(later.value for later in items) for items in self._items))
+        factors = [[1 / f.value if inverted and f.value else f.value for f, inverted in each] for each in self._factors]
+        divided = all(_divided(each, parts) for each in factors)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
 
-def _describe(node: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
+def _divided(factors: Sequence[float], parts: Sequence[float]) -> bool:
+    """Whether one of the factors, or all of them together, divide by one of these numbers."""
+    return any(abs(f * n - 1) < 1e-5 for f in (*factors, math.prod(factors)) for n in parts)
+
+
+def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...]]:
     operations: list[str] = []
-    factors: list[float] = []
+    factors: list[tuple[Number, bool]] = []
+    items: list[Number] = []
     outside = True
     while node is not None and len(operations) < _DEPTH:
         name = node.name()
         operations.append(name)
+        items += _items(name, node) if outside else []
         outside = outside and name.startswith(_TRANSPARENT)
         if outside and name.startswith(("DivBackward", "MulBackward")):
-            factor = _python_number(node)
-            if factor:
-                factors.append(1 / factor if name.startswith("Div") else factor)
+            factor = _other_of(node)
+            if factor is not None:
+                factors.append((factor, name.startswith("Div")))
         node = node.next_functions[0][0] if node.next_functions else None
-    return tuple(operations), tuple(factors)
+    return tuple(operations), tuple(factors), tuple(items)
 
 
-def _python_number(node: Any) -> float | None:
+def _items(name: str, node: Any) -> list[Number]:
+    """How many numbers a node adds up, where that can be told without waiting; nothing where it does not, or averages."""
+    try:
+        if name.startswith("SumBackward"):
+            return [float(math.prod(node._saved_self_sym_sizes))]
+        if getattr(node, "_saved_reduction", None) != _SUM:
+            return []
+        if not name.startswith("NllLoss"):
+            return [float(node._saved_self.numel())]
+        weight = node._saved_total_weight  # without class weights: the number of targets that are not ignored
+        return [weight.detach().clone()] if weight.is_cpu else []
+    except (AttributeError, RuntimeError):  # another torch calls it otherwise, or the graph is used a second time
+        return []
+
+
+def _other_of(node: Any) -> Number | None:
     try:
         other = getattr(node, "_saved_other", None)
     except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
@@ -147,7 +181,7 @@ def _python_number(node: Any) -> float | None:
         if not other.is_cpu or other.numel() != 1 or other.is_complex():
             return None
         if type(other) is not torch.Tensor:
-            return float(other)
+            return other.detach().clone()
         with torch._C._DisableTorchDispatch():  # a dispatch mode of the user's makes torch fail at a number it has wrapped
-            return float(other)
+            return other.detach().clone()
     return float(other) if isinstance(other, (int, float)) else None

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer
 
+from stabkit.hooks.bits import Bits
 from stabkit.hooks.gradients import GradientLedger
-from stabkit.hooks.optimizer import Roster, group_values, has_known_formula, states_of, steps_of
-from stabkit.hooks.scaler import carried_scale
-from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS, AdamStep, TensorState, measure_after, measure_before
-from stabkit.hooks.transfer import to_host
+from stabkit.hooks.optimizer import Roster, group_values, states_of, steps_of
+from stabkit.hooks.probe import Probe
+from stabkit.hooks.statistics import (
+    AFTER_COLUMNS,
+    BEFORE_COLUMNS,
+    AdamStep,
+    TensorState,
+    measure_after,
+    measure_before,
+    measure_moves,
+    measure_sizes,
+)
+from stabkit.hooks.transfer import Batch, Later
+from stabkit.hooks.trust import Trust
 from stabkit.metric import TENSOR_COLUMNS, Array
 from stabkit.runlog import Group
 
@@ -22,20 +35,20 @@ __all__ = ["Measurement", "weights_now"]
 _PLACE = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
 _BEFORE = [_PLACE[name] for name in BEFORE_COLUMNS]
 _AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
-_OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros", "rms_sum")]
+_OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros")]
+_OF_WEIGHT = [_PLACE[name] for name in ("weight_absmax", "weight_nonfinite")]
+_OF_MOVE = [_PLACE[name] for name in ("applied_update_sumsq", "weight_update_dot")]
 _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
 
 _ADDED = [i for i, column in enumerate(TENSOR_COLUMNS) if column.merge == "sum"]
-_STILL = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
-
-_OF_BITS = [_PLACE[name] for name in ("unchanged_count", "unchanged_sampled")]
-_SAMPLED = 4096
-"""About how many elements of a tensor are compared bit by bit: the share is then known to a percent or two."""
+_AFTER_ALL = [place for name, place in _PLACE.items() if name != "weight_sumsq"]
 _OF_MOMENTS = [
     place
     for name, place in _PLACE.items()
     if name.startswith(("exp_avg", "momentum_", "eps_", "rms_", "unchanged_"))
 ]
+
+_NOTHING = np.zeros(())
 
 _SMALL = 0.1
 """A tensor whose RMS is below this many learning rates is copied before the step: its weights before the step cannot be worked
@@ -53,86 +66,211 @@ def weights_now(optimizer: Optimizer, roster: Roster) -> Array:
         return columns
     bare = roster.held(roster.bare())
     columns[:, _BEFORE] = measure_before(bare, steps_of(optimizer, roster, group_values(optimizer)))
+    roster.squares = columns[:, _PLACE["weight_sumsq"]]
     return columns
 
 
 class Measurement:
     """The tensor columns of one step. Making one measures what must be seen before the step.
 
+    Where the update follows from the optimizer's state, nothing is copied but what `_copy_weights` names; elsewhere the weights
+    are copied for the time of the step. Gradients are measured after the step in the one pass that sees all else, but before
+    it where the optimizer is not exactly torch's Adam: others may use them as scratch space.
+
     Args:
         optimizer: The optimizer, about to step.
         roster: Its parameters.
+        trust: Whether its update follows from its state.
         exact_updates: Copy all weights, so that the applied update is measured.
         closure: Whether the gradient does not exist yet, because the step itself will compute it.
+        batch: That of the step. The columns are filled when it is fetched.
+
+    Attributes:
+        columns: [tensors, columns] in the order of `TENSOR_COLUMNS`.
+        places: Of the tensors that had a gradient.
+        unread: Places of those whose gradient was there and could not be read.
     """
 
-    def __init__(self, optimizer: Optimizer, roster: Roster, exact_updates: bool, closure: bool) -> None:
-        self._optimizer, self._roster, self._closure = optimizer, roster, closure
-        self._known = has_known_formula(optimizer)
-        self._states = roster.held(states_of(optimizer, roster.parameters))
+    def __init__(
+        self, optimizer: Optimizer, roster: Roster, trust: Trust, exact_updates: bool, closure: bool, batch: Batch
+    ) -> None:
+        self._optimizer, self._roster, self._trust, self._closure = optimizer, roster, trust, closure
+        self._batch = batch
+        self._states = roster.held(states_of(optimizer, roster.parameters, trust.moments))
         if closure:
             for state in self._states:
                 state.grad = None
         groups = group_values(optimizer)
         self.columns = _blank(len(roster.owners))
-        self.columns[:, _BEFORE] = measure_before(self._states, steps_of(optimizer, roster, groups))
-        self._scale = carried_scale(optimizer)
-        self.columns[:, _PLACE["momentum_dot"]] /= self._scale
-        if exact_updates or self._known:
-            self._copy_weights(groups, exact_updates)
-        self._samples = self._sample_bits(groups, exact_updates)
+        self.places: list[int] = []
+        self.unread: list[int] = []
+        plain = trust.is_torch_adam and trust.derives
+        self._early = not plain and not closure  # whether the gradients are measured now
+        states = self._states if plain else [_without_sparse(s) for s in self._states]
+        before = measure_before(states, steps_of(optimizer, roster, groups), batch)
+        self._set((slice(None), _BEFORE), before)
+        if self._early:
+            self._measure_gradients(self._states)
+        self._derived = trust.derives
+        self._copy_weights(before[:, 0], groups, exact_updates or not self._derived)
+        self._probe = trust.probe(self._states, groups)
+        coarse = range(len(self._states)) if exact_updates else roster.coarse
+        self._bits = [Bits(i, self._states[i].param) for i in coarse if groups[roster.groups[i]].lr > 0]
 
     def finish(
-        self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: bool = False
+        self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
     ) -> None:
         """Measure what must be seen after the step.
 
         Args:
             groups: The hyperparameters the step used.
-            counts: The optimizer's count of steps of each of its parameters.
+            counts: The optimizer's count of steps of each parameter.
             ledger: What is known about the gradients.
-            skipped: Whether a scaler made the optimizer pass the step over.
+            skipped: Above 0 where a scaler made the optimizer pass the step over.
+            carried_scale: What a fused optimizer was told to take off the gradients.
         """
+        trust = self._trust
+        self._batch.afterwards(lambda: self._unscale(carried_scale.value))
+        if self._probe is not None:
+            self._put_to_the_proof(self._probe, groups, counts, skipped)
         states = self._states_after()
-        owners = self._roster.owners
-        steps = steps_of(self._optimizer, self._roster, groups, [counts[i] for i in owners])
+        counts = [counts[i] for i in self._roster.owners]
+        steps = steps_of(self._optimizer, self._roster, groups, counts, trust.variant)
         self.places = [i for i, s in enumerate(states) if s.grad is not None]
-        """Of the tensors that had a gradient."""
-        dense = [i for i in self.places if not states[i].grad.is_sparse]  # type: ignore[union-attr]
+        dense = [i for i in self.places if states[i].grad.layout is torch.strided]  # type: ignore[union-attr]
         if self._closure:
             for i in dense:
-                self.columns[i, [_PLACE["momentum_dot"], _PLACE["momentum_sumsq"]]] = _momentum_before(states[i], steps[i])
-        everything = len(dense) == len(states)
-        after = measure_after(
-            states if everything else [states[i] for i in dense], steps if everything else [steps[i] for i in dense]
-        )
-        self.columns[slice(None) if everything else np.array(dense, dtype=np.intp)[:, None], _AFTER] = after
-        if self._known:
-            idle = [i for i, s in enumerate(states) if s.grad is None]
-            self.columns[np.ix_(idle, _OF_UPDATE)] = 0.0  # the optimizer passes over a tensor without a gradient
-        for i, (places, before) in self._samples.items():
-            self.columns[i, _OF_BITS] = _unchanged(states[i], places, before)
-        if skipped:
-            self._pass_over()
-        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]], owners)
-        if not self._known and not self._closure:  # some optimizers use the gradient as scratch space
-            spoiled = np.isin(owners, ledger.rewritten())
-            self.columns[np.ix_(spoiled, [*_OF_GRADIENT, _PLACE["grad_sumsq"]])] = math.nan
-        if self._roster.sharded:
+                self._momentum_before(i, states[i], steps[i])
+        if self._derived:
+            self._measure_derived(states, steps, dense)
+        else:
+            self._measure_plainly(states, steps, dense)
+        for bits in self._bits:
+            bits.compare(states[bits.place], self._batch, self.columns[bits.place])
+        rewritten = np.flatnonzero(np.isin(self._roster.owners, ledger.rewritten())).tolist()
+        self._batch.afterwards(lambda: self._settle(ledger, rewritten, skipped.value > 0, carried_scale.value))
+        self.unread = self._roster.unread()
+        if self._roster.sharded or self.unread:
             self._settle_shards(states)
 
     def _settle_shards(self, states: Sequence[TensorState]) -> None:
         """Make the columns such that those of all shards can be merged.
 
-        A shard of nothing adds nothing, also where FSDP1 gives it no gradient. A gradient that could not be read shows as such,
-        by what is known of its weights: without that it would look like one that was not there.
+        A shard of nothing adds nothing, also where FSDP1 gives it no gradient. A gradient that could not be read is missing,
+        and shows as such by what is known of its weights: of a tensor without a gradient they are not told after the step.
         """
         empty = [i for i, s in enumerate(states) if not s.param.numel()]
-        self.columns[np.ix_(empty, _ADDED)] = 0.0
-        for i, state in enumerate(states):
-            if state.grad is not None and state.grad.is_sparse and i not in empty:
-                bare = TensorState(state.param, None, None, None)
-                self.columns[i, _AFTER] = measure_after([bare], [_STILL])[0]
+        idle = [i for i, s in enumerate(states) if s.grad is None and i not in self.unread]
+        weights = measure_sizes([states[i].param for i in self.unread], self._batch)[:, 1:3]
+
+        def settle() -> None:
+            self.columns[np.ix_(self.unread, _AFTER_ALL)] = math.nan
+            self.columns[np.ix_(idle, _OF_WEIGHT)] = math.nan
+            self.columns[np.ix_(self.unread, _OF_WEIGHT)] = weights
+            self.columns[np.ix_(empty, _ADDED)] = 0.0
+
+        self._batch.afterwards(settle)
+
+    def _unscale(self, carried_scale: float) -> None:
+        """Take a scale off what was measured before the optimizer did."""
+        self.columns[:, _PLACE["momentum_dot"]] /= carried_scale
+        if self._early:
+            self._unscale_gradients(carried_scale)
+
+    def _settle(self, ledger: GradientLedger, rewritten: Sequence[int], skipped: bool, carried_scale: float) -> None:
+        """All is measured: strike out what it does not mean."""
+        if skipped:
+            self._pass_over(carried_scale)
+        if self._early:
+            self.columns[rewritten, _PLACE["rms_sum"]] = math.nan  # what was summed up is not the gradient
+        if self._derived and not self._trust.derives:  # the formula has just turned out to be another
+            self.columns[:, [*_OF_UPDATE, *_OF_MOMENTS]] = math.nan
+        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(
+            self.columns[:, _PLACE["grad_used_sumsq"]], self._roster.owners
+        )
+        self._roster.squares = self.columns[:, _PLACE["weight_sumsq"]]
+
+    def _set(self, where: Any, values: Array) -> None:
+        """Put values into the columns once they are there."""
+        self._batch.afterwards(lambda: self.columns.__setitem__(where, values))
+
+    def _put_to_the_proof(self, probe: Probe, groups: Sequence[Group], counts: Sequence[float], skipped: Later) -> None:
+        """See whether the formula told what the step did."""
+        trust = self._trust
+        states = states_of(self._optimizer, self._roster.parameters, trust.moments)
+        moments = trust.look(self._optimizer, states, groups)
+        if moments is None:
+            return
+        probe.take(self._roster.held(states_of(self._optimizer, self._roster.parameters, moments)), self._batch)
+        counts = [counts[i] for i in self._roster.owners]
+        steps = functools.partial(steps_of, self._optimizer, self._roster, groups, counts)
+        self._batch.afterwards(lambda: None if skipped.value > 0 else trust.judge(probe, moments, steps, groups))
+
+    def _measure_derived(self, states: list[TensorState], steps: list[AdamStep], dense: list[int]) -> None:
+        """All columns of an optimizer whose update follows from its state."""
+        self._measure_adam(states, steps, dense, _AFTER)
+        idle = [i for i, s in enumerate(states) if s.grad is None]
+        self._set(np.ix_(idle, _OF_UPDATE), _NOTHING)  # the optimizer passes over a tensor without a gradient
+        if all(states[i].before is not None for i in self.places):
+            self._set((idle, _PLACE["applied_update_sumsq"]), _NOTHING)
+
+    def _measure_plainly(self, states: list[TensorState], steps: list[AdamStep], dense: list[int]) -> None:
+        """What is certain of any optimizer: gradients, weights, what the step did to them, and known moments."""
+        if not self._early:
+            self._measure_gradients(states)
+        moments = self._trust.moments
+        if moments is not None and moments.second is not None:
+            self._measure_adam(states, steps, dense, [place for place in _AFTER if place not in _OF_UPDATE])
+        elif moments is not None:
+            kept = {i: m for i in self.places if (m := states[i].exp_avg) is not None}
+            self._set((list(kept), _PLACE["exp_avg_sumsq"]), measure_sizes(list(kept.values()), self._batch)[:, 0])
+        self._set((slice(None), _OF_WEIGHT), measure_sizes([s.param for s in states], self._batch)[:, 1:3])
+        copied = {i: s.before for i, s in enumerate(states) if s.before is not None}
+        moves = measure_moves([states[i].param for i in copied], list(copied.values()), self._batch)
+        self._set(np.ix_(list(copied), _OF_MOVE), moves)
+
+    def _measure_adam(self, states: list[TensorState], steps: list[AdamStep], dense: list[int], wanted: list[int]) -> None:
+        """Those of AFTER_COLUMNS that are wanted, of tensors with dense gradients; not what was measured before the step."""
+        everything = len(dense) == len(states)
+        after = measure_after(
+            states if everything else [states[i] for i in dense],
+            steps if everything else [steps[i] for i in dense],
+            self._batch,
+        )
+        kept = [k for k, place in enumerate(_AFTER) if place in wanted and not (self._early and place in _OF_GRADIENT)]
+        rows = slice(None) if everything else np.array(dense, dtype=np.intp)[:, None]
+        places = [_AFTER[k] for k in kept]
+        self._batch.afterwards(lambda: self.columns.__setitem__((rows, places), after[:, kept]))
+
+    def _measure_gradients(self, states: Sequence[TensorState]) -> None:
+        """The gradients as they are, sparse ones too."""
+        grads = {i: s.grad for i, s in enumerate(states) if s.grad is not None}
+        self._set(np.ix_(list(grads), _OF_GRADIENT), measure_sizes(list(grads.values()), self._batch))
+
+    def _unscale_gradients(self, carried_scale: float) -> None:
+        self.columns[:, _PLACE["grad_used_sumsq"]] /= carried_scale**2
+        self.columns[:, _PLACE["grad_absmax"]] /= carried_scale
+
+    def _momentum_before(self, i: int, state: TensorState, step: AdamStep) -> None:
+        """Σgm and Σm² with m from before the step, worked back from m after it; nothing where that would be all rounding."""
+        if state.exp_avg is None or state.exp_avg_sq is None or state.grad is None or step.count <= 1 or not step.beta1 > 0:
+            return
+        if step.weight_decay and not step.decoupled:  # m has taken in more than the gradient
+            return
+        grad, after = (
+            (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).to(torch.float64)
+            for t in (state.grad, state.exp_avg)
+        )
+        if step.maximize:
+            grad = -grad
+        before = (after - (1 - step.beta1) * grad) / step.beta1
+        sums = torch.stack([(grad * before).sum(), before.square().sum(), after.square().sum()])
+
+        def fill(values: Array) -> None:
+            if values[1] > _DRAWN_OUT**2 * values[2]:
+                self._set((i, [_PLACE["momentum_dot"], _PLACE["momentum_sumsq"]]), values[:2])
+
+        self._batch.then(sums, fill)
 
     def norm(self, column: str, places: Sequence[int] | None = None) -> float:
         """The root of a column's sum over the tensors, or over some of them; NaN where any lacks it."""
@@ -144,43 +282,36 @@ class Measurement:
         """A column's sum over the tensors that had a gradient."""
         return float(self.columns[self.places, _PLACE[column]].sum())
 
-    def _sample_bits(self, groups: Sequence[Group], all_of_them: bool) -> dict[int, tuple[slice, torch.Tensor]]:
-        """Copies of some elements of weights that may be too coarse for their updates, by place, with where they lie."""
-        samples = {}
-        for i in range(len(self._states)) if all_of_them else self._roster.coarse:
-            p = self._states[i].param
-            if groups[self._roster.groups[i]].lr > 0 and p.numel() and p.is_contiguous() and not p.is_complex():
-                places = slice(None, None, max(1, p.numel() // _SAMPLED))
-                samples[i] = places, p.detach().view(-1)[places].clone()
-        return samples
-
-    def _pass_over(self) -> None:
+    def _pass_over(self, carried_scale: float) -> None:
         """Make the columns those of a step that was not taken."""
         self.columns[:, _OF_MOMENTS] = math.nan
+        if not self._trust.derives:
+            return  # that nothing moved is measured, as the gradients were before
         self.columns[:, _OF_UPDATE] = 0.0
+        if self._early:
+            return
         # A fused optimizer takes the scale off the gradients only in a step that it takes.
-        self.columns[:, _PLACE["grad_used_sumsq"]] /= self._scale**2
-        self.columns[:, _PLACE["grad_absmax"]] /= self._scale
+        self._unscale_gradients(carried_scale)
 
     def _states_after(self) -> list[TensorState]:
         states = self._states
         if self._closure or any(s.exp_avg is None for s in states):  # the step made gradients, or its moments
             copies = [s.before for s in states]
-            states = self._roster.held(states_of(self._optimizer, self._roster.parameters))
+            states = self._roster.held(states_of(self._optimizer, self._roster.parameters, self._trust.moments))
             for state, copy in zip(states, copies, strict=True):
                 state.before = copy
         self._states = []  # the copies of weights must not outlive the step
         return states
 
-    def _copy_weights(self, groups: Sequence[Group], all_of_them: bool) -> None:
+    def _copy_weights(self, squares: Array, groups: Sequence[Group], all_of_them: bool) -> None:
         lr = np.array([group.lr for group in groups])
         decay = np.array([group.weight_decay for group in groups])
-        squares = self.columns[:, _PLACE["weight_sumsq"]]
+        squares = np.where(np.isnan(squares), self._roster.squares, squares)  # as good as today's, where those come later
         needed = squares < ((_SMALL * lr) ** 2)[self._roster.groups] * self._roster.sizes
         needed |= all_of_them | (np.abs(lr * decay) > _LARGE_DECAY)[self._roster.groups]
         for i in np.flatnonzero(needed).tolist():
             state = self._states[i]
-            if state.grad is not None or self._closure:
+            if not self._derived or state.grad is not None or self._closure:
                 state.before = state.param.detach().clone()
 
 
@@ -188,26 +319,7 @@ def _blank(tensors: int) -> Array:
     return np.full((tensors, len(TENSOR_COLUMNS)), np.nan)
 
 
-def _unchanged(state: TensorState, places: slice, before: torch.Tensor) -> tuple[float, float]:
-    """How many sampled elements with a gradient kept their bits, and how many had a gradient; NaN without one."""
-    if state.grad is None or not state.grad.is_contiguous():
-        return math.nan, math.nan
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[before.element_size()]
-    now = state.param.detach().view(-1)[places].clone()
-    moved_by = state.grad.detach().view(-1)[places] != 0
-    same = now.view(whole) == before.view(whole)
-    return float((same & moved_by).sum().item()), float(moved_by.sum().item())
-
-
-def _momentum_before(state: TensorState, step: AdamStep) -> tuple[float, float]:
-    """Σgm and Σm² with m from before the step, worked back from m after it; NaN where that would be all rounding."""
-    if state.exp_avg is None or state.grad is None or step.count <= 1 or not step.beta1 > 0:
-        return math.nan, math.nan
-    grad, after = (
-        (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).to(torch.float64) for t in (state.grad, state.exp_avg)
-    )
-    if step.maximize:
-        grad = -grad
-    before = (after - (1 - step.beta1) * grad) / step.beta1
-    dot, square, compared = to_host([(grad * before).sum(), before.square().sum(), after.square().sum()])
-    return (dot, square) if square > _DRAWN_OUT**2 * compared else (math.nan, math.nan)
+def _without_sparse(state: TensorState) -> TensorState:
+    """The same, with a gradient that can be read along with the parameter, or none."""
+    sparse = state.grad is not None and state.grad.layout is not torch.strided
+    return TensorState(state.param, None, state.exp_avg, None) if sparse else state

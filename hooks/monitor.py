@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, distributed, loss, optimizer, precision, scaler
+from stabkit.hooks import clip, dispatch, distributed, loss, optimizer, precision, scaler, schedule, zeroing
+from stabkit.hooks.adoption import EarlyRecorder, is_shell, replaces
 from stabkit.hooks.names import named_parameters, parameters_in, roles
+from stabkit.hooks.ownership import Ownership
 from stabkit.hooks.recorder import StepRecorder
+from stabkit.hooks.watched import Watched
 from stabkit.runlog import Layout, StepRecord
 
 __all__ = ["Monitor", "Sink"]
@@ -35,28 +39,6 @@ class Sink(Protocol):
 
     def event(self, event: str, **details: Any) -> None:
         """Take a note about the run."""
-
-
-class _Watched:
-    """An optimizer with its recorder and its place in the log."""
-
-    def __init__(self, index: int, recorder: StepRecorder) -> None:
-        self.index = index
-        self.recorder = recorder
-        self.laid_out: optimizer.Roster | None = None  # the parameters that `layout` is about
-        self.layout = -1
-        self.attempt = -1
-        self.step = 0
-        self.count = -1
-        self.stepped = False
-
-
-class _Undecided:
-    """Stands in for the optimizer that will be adopted, until its first step shows which it is."""
-
-    def __init__(self, parameters: list[torch.Tensor]) -> None:
-        self.param_groups = [{"params": parameters}]
-        self.state: dict[torch.Tensor, Any] = {}
 
 
 class Monitor:
@@ -90,14 +72,15 @@ class Monitor:
         self._every, self._exact_updates = every, exact_updates
         self._names, self._roles = named_parameters(model), roles(model)
         self._pending = distributed.Pending(model)
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, Watched] = {}
         self._adopts = not optimizers
-        self._early: StepRecorder | None = None
-        if self._adopts:
-            self._early = StepRecorder(_Undecided(parameters_in(model)))  # type: ignore[arg-type]
+        self._early = EarlyRecorder(parameters_in(model), self._pending) if self._adopts else None
+        self._replaced: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         for o in optimizers:
             found = optimizer.unwrap(o)
             self._watch(found, StepRecorder(found, every, exact_updates, self._pending))
+        self._ownership = Ownership(parameters_in(model), self._names)
+        self._schedulers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._roots: list[loss.Root] = []
         self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
@@ -111,7 +94,9 @@ class Monitor:
     def detach(self) -> None:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
+        self._tell_orphans(last=True)
         self._watched.clear()
+        self._ownership = Ownership((), {})
         self._scaling = scaler.Scaling()
         self._model = self._early = None
         self._pending = distributed.Pending({})
@@ -119,7 +104,7 @@ class Monitor:
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
         undo: list[dispatch.Undo] = []
-        for part in (optimizer, clip, loss, precision, scaler):
+        for part in (optimizer, clip, loss, precision, scaler, schedule, zeroing):
             found: list[dispatch.Undo] = []
             try:
                 found = part.install()
@@ -167,7 +152,7 @@ class Monitor:
 
     def _recorders(self) -> list[StepRecorder]:
         found = [watched.recorder for watched in self._watched.values()]
-        return [*found, self._early] if self._early else found
+        return [*found, self._early] if self._early and self._early.awake else found
 
     def _on_backward_begin(self, roots: Any) -> None:
         self._roots = []
@@ -186,14 +171,32 @@ class Monitor:
     def _on_scaler_step_begin(self, stepping: Any) -> None:
         watched = self._find(optimizer.unwrap(stepping))
         if watched is not None:
-            watched.stepped = False
+            watched.stepped, watched.guarded = False, True
 
     def _on_scaler_step_end(self, stepping: Any, finished: bool) -> None:
         passed_over = optimizer.unwrap(stepping)
         watched = self._watched.get(id(passed_over))
+        if watched is not None:
+            watched.guarded = False
         if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
             self._on_step_begin(passed_over, False)
             self._on_step_end(passed_over, skipped=True)
+
+    def _on_scaler_updated(self) -> None:
+        for recorder in self._recorders():
+            recorder.wiring.scaler_updated()
+
+    def _on_scheduler_step(self, scheduler: Any) -> None:
+        scheduled = optimizer.unwrap(scheduler.optimizer)
+        watched = self._watched.get(id(scheduled))
+        recorder = watched.recorder if watched else self._early
+        if recorder is not None:
+            recorder.wiring.scheduled()
+        if scheduler not in self._schedulers:
+            self._schedulers.add(scheduler)
+            rate, epoch = schedule.number(scheduled.param_groups[0].get("lr")), getattr(scheduler, "last_epoch", None)
+            self._note("scheduler", optimizer=watched.index if watched else 0, kind=type(scheduler).__name__,
+                       last_epoch=epoch, rate=rate, step=watched.step if watched else 0)  # fmt: skip
 
     def _on_unscale_begin(self, stepping: Any) -> None:
         if watched := self._find(optimizer.unwrap(stepping)):
@@ -211,6 +214,10 @@ class Monitor:
         for recorder in self._recorders():
             recorder.clip_end(call)
 
+    def _on_zeroed(self, owner: Any, parameters: Callable[[Any], Iterable[torch.Tensor]]) -> None:
+        for recorder in self._recorders():
+            recorder.zeroed(parameters(owner))
+
     def _on_autocast(self, dtype: str) -> None:
         if dtype not in self._autocast:
             self._autocast.add(dtype)
@@ -218,6 +225,7 @@ class Monitor:
 
     def _on_step_begin(self, stepping: Optimizer, closure: bool) -> None:
         watched = self._find(stepping)
+        self._ownership.stepping(stepping)
         if watched is None:
             return
         watched.stepped = True
@@ -234,7 +242,8 @@ class Monitor:
             watched.step += 1
         if watched.index == 0:
             self.step = watched.step
-        watched.recorder.step_begin(watched.step, closure)
+        unguarded = None if watched.guarded else self._scaling.still_on(stepping)
+        watched.recorder.step_begin(watched.step, closure, unguarded)
 
     def _on_step_end(self, stepping: Optimizer, skipped: bool = False) -> None:
         watched = self._watched.get(id(stepping))
@@ -245,40 +254,69 @@ class Monitor:
             if recorder.spoiled:
                 watched.count = recorder.count()
                 return
-            record = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped or scaler.found_inf(stepping))
+            record = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped)
             watched.count = recorder.count()
             self._sink.step(watched.index, record)
             self._faults = self._in_a_row = 0
+            self._tell_news(watched)
         finally:
-            recorder.begin_window()
+            self._tell_orphans()
+            recorder.begin_step()
 
-    def _lay_out(self, watched: _Watched, stepping: Optimizer) -> None:
+    def _tell_orphans(self, last: bool = False) -> None:
+        orphans = self._ownership.orphans(self.step, last)
+        if orphans:
+            self._note("orphans", parameters=orphans[:20], count=len(orphans), step=self.step)
+
+    def _tell_news(self, watched: Watched) -> None:
+        trust = watched.recorder.trust
+        if trust.news is not None:
+            (why, place), trust.news = trust.news, None
+            parameter = watched.recorder.parameters[watched.recorder.roster.owners[place]]
+            name = self._names.get(id(parameter), (f"parameter {place}",))[0]
+            self._note("update-measured", optimizer=watched.index, why=why, tensor=name, step=watched.step)
+
+    def _lay_out(self, watched: Watched, stepping: Optimizer) -> None:
         self._names, self._roles = named_parameters(self._model), roles(self._model)
+        missing = watched.recorder.trust.missing(self._exact_updates)
         flat = distributed.held_of(self._model)
-        layout = optimizer.layout_of(stepping, self._names, self._roles, watched.index, self._exact_updates, flat)
+        layout = optimizer.layout_of(stepping, self._names, self._roles, watched.index, missing, flat)
         watched.layout = self._sink.layout(watched.index, layout)
+        if watched.laid_out is None and schedule.attached(stepping):
+            self._note("scheduled", optimizer=watched.index)
         watched.laid_out = watched.recorder.roster
         watched.laid_out.sharded = any(tensor.shards > 1 for tensor in layout.tensors)
+        self._ownership.hold(watched.recorder.parameters)
         if not watched.laid_out.on_host:
             self._note("unmeasured", optimizer=watched.index, why="parameters on a device", step=self.step)
             self._tell("the parameters are not on the CPU: this version records rates and step counts of such a run, no losses "
                        "and no tensors")  # fmt: skip
 
-    def _find(self, stepping: Optimizer) -> _Watched | None:
+    def _find(self, stepping: Optimizer) -> Watched | None:
         found = self._watched.get(id(stepping))
-        if found is None and self._adopts and any(id(p) in self._names for p in optimizer.parameters_of(stepping)):
-            return self._adopt(stepping)
-        return found
+        if found is not None or is_shell(stepping):
+            return found
+        parameters = optimizer.parameters_of(stepping)
+        earlier = next((w for w in self._watched.values() if replaces(parameters, w.recorder.parameters)), None)
+        if earlier is not None or (self._adopts and any(id(p) in self._names for p in parameters)):
+            return self._adopt(stepping, earlier)
+        return None
 
-    def _adopt(self, found: Optimizer) -> _Watched:
-        """Watch from now on; what was seen before is this optimizer's if nothing of it can be another's."""
+    def _adopt(self, found: Optimizer, earlier: Watched | None) -> Watched:
+        """Watch an optimizer from now on, in the place of the one it was made to replace; what was seen before is its own."""
         recorder = StepRecorder(found, self._every, self._exact_updates, self._pending)
-        early, self._early = self._early, None
-        if early is not None:
-            held = {id(p) for p in recorder.parameters}
-            if all(id(p) in held for p in early.parameters if p.grad is not None):
-                recorder.take_over(early)
-        return self._watch(found, recorder)
+        if self._early is not None and self._early.awake:
+            self._early.hand_over(recorder, [*(w.recorder for w in self._watched.values()), recorder])
+        elif earlier is not None:
+            recorder.take_over(earlier.recorder)
+        if earlier is None or found in self._replaced:  # one that steps again after all was not replaced: they take turns
+            return self._watch(found, recorder)
+        del self._watched[id(earlier.recorder.optimizer)]  # its moments must not live longer than the user wants
+        self._replaced.add(earlier.recorder.optimizer)
+        self._note("replaced", optimizer=earlier.index, by=type(found).__name__, step=self.step)
+        self._watched[id(found)] = Watched(earlier.index, recorder)
+        self._watched = dict(sorted(self._watched.items(), key=lambda item: item[1].index))
+        return self._watched[id(found)]
 
-    def _watch(self, found: Optimizer, recorder: StepRecorder) -> _Watched:
-        return self._watched.setdefault(id(found), _Watched(len(self._watched), recorder))
+    def _watch(self, found: Optimizer, recorder: StepRecorder) -> Watched:
+        return self._watched.setdefault(id(found), Watched(len(self._watched), recorder))

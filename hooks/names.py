@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["in_flat", "named_parameters", "parameters_in", "role_of", "roles"]
 
@@ -45,7 +46,8 @@ def roles(model: Any) -> dict[int, str]:
     for _, module in _modules(model):
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
-                found.setdefault(id(parameter), role_of(part, name, tuple(parameter.shape)))
+                shape = (0, 0) if is_lazy(parameter) else tuple(parameter.shape)
+                found.setdefault(id(parameter), role_of(part, name, shape))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabkit.hooks.dispatch import Undo, notify
-from stabkit.hooks.distributed import Held, cuts, held, local, local_like, rank_and_world
+from stabkit.hooks.distributed import Held, cuts, held, is_plain, local, local_like, rank_and_world
+from stabkit.hooks.formula import Moments, Variant
 from stabkit.hooks.names import in_flat, role_of
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
-from stabkit.metric import TENSOR_COLUMNS
+from stabkit.hooks.transfer import host_number
+from stabkit.metric import Array
 from stabkit.runlog import Group, Layout, TensorInfo
 
 __all__ = [
@@ -28,7 +31,6 @@ __all__ = [
     "StepCount",
     "counts_of",
     "group_values",
-    "has_known_formula",
     "install",
     "layout_of",
     "parameters_of",
@@ -37,9 +39,9 @@ __all__ = [
     "unwrap",
 ]
 
-_NOTHING: Mapping[str, Any] = {}
 _NOWHERE: Mapping[int, tuple[Held, ...]] = {}
-_READ_BY_ADAM = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
+_ONE = [None]
+_NOTHING: Mapping[str, Any] = {}
 
 
 def install() -> list[Undo]:
@@ -95,19 +97,9 @@ def unwrap(optimizer: Any) -> Any:
     return optimizer
 
 
-_OF_MOMENTS = ("momentum_", "exp_avg", "rms_", "eps_", "update_", "weight_update_")
-
-
 def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
     """Every parameter of every group, in order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def has_known_formula(optimizer: Optimizer) -> bool:
-    """Whether the update follows from p, m, v: exactly torch's AdamW or Adam, with every key they read in each group."""
-    return type(optimizer) in (torch.optim.AdamW, torch.optim.Adam) and all(
-        group.keys() >= _READ_BY_ADAM for group in optimizer.param_groups
-    )
 
 
 class Roster:
@@ -117,10 +109,11 @@ class Roster:
         parameters: Every parameter of every group, in order.
         owners: The place of the parameter of each tensor: its own, but for the tensors of a flat parameter of FSDP1.
         lengths: The number of tensors of each group.
+        trainable: Whether each parameter asks for a gradient.
         groups: The group of each tensor.
-        sizes: The number of elements this process holds of each.
         on_host: Whether all of them can be read without making the training wait.
         coarse: Places of the tensors of 16 bits, whose updates may be rounded away.
+        squares: Of each tensor the sum of squares when last measured, NaN before.
         plain: Whether each parameter is an ordinary tensor, and one tensor.
         sharded: Whether this process holds a part of any tensor only.
     """
@@ -131,22 +124,30 @@ class Roster:
         self.parameters = parameters_of(optimizer)
         self._counts = [len(group["params"]) for group in optimizer.param_groups]
         self._cuts = {i: found for i, p in enumerate(self.parameters) if (found := cuts(p)) is not None}
-        many = [len(self._cuts.get(i, (None,))) for i in range(len(self.parameters))]
+        many = [len(self._cuts.get(i, _ONE)) for i in range(len(self.parameters))]
         self.owners: list[int] = np.repeat(np.arange(len(many)), many).tolist()
         ends = np.cumsum([0, *self._counts])
         self.lengths = [sum(many[begin:end]) for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+        self.plain = not self._cuts and all(is_plain(p) for p in self.parameters)
+        self.trainable = [p.requires_grad for p in self.parameters]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
         self.coarse = [i for i, at in enumerate(self.owners) if self.parameters[at].dtype in (torch.bfloat16, torch.float16)]
-        self.plain = not self._cuts and all(type(p) in (torch.Tensor, torch.nn.Parameter) for p in self.parameters)
-        self.sizes = np.array([state.param.numel() for state in self.held(self.bare())], dtype=np.float64)
+        self.squares: Array = np.full(len(self.owners), np.nan)
+
+    @cached_property
+    def sizes(self) -> Array:
+        """The number of elements held here of each tensor, asked for when they step: a lazy layer's have none before."""
+        return np.array([state.param.numel() for state in self.held(self.bare())], dtype=np.float64)
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether it is still true."""
         groups = optimizer.param_groups
         return [len(group["params"]) for group in groups] == self._counts and all(
-            a is b for a, b in zip(parameters_of(optimizer), self.parameters, strict=True)
+            a is b and a.requires_grad is trainable
+            for a, b, trainable in zip(parameters_of(optimizer), self.parameters, self.trainable, strict=True)
         )
+
 
     def bare(self) -> list[TensorState]:
         """The parameters with nothing that belongs to them."""
@@ -161,15 +162,18 @@ class Roster:
             return states
         found: list[TensorState] = []
         for i, state in enumerate(states):
-            p = state.param
-            own = [local(p), *(local_like(t, p) for t in _tensors_of(state))]
-            for cut in self._cuts.get(i, [None]):
-                found.append(TensorState(*(t if cut is None or t is None or t.is_sparse else t[cut] for t in own)))  # type: ignore[arg-type]
+            p, shard = state.param, local(state.param)
+            belongings = [local_like(t, p) for t in (state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq)]
+            for cut in self._cuts.get(i, _ONE):
+                found.append(TensorState(*(t if cut is None or t is None else t[cut] for t in (shard, *belongings))))  # type: ignore[arg-type]
         return found
 
-
-def _tensors_of(state: TensorState) -> tuple[torch.Tensor | None, ...]:
-    return state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq
+    def unread(self) -> list[int]:
+        """Places of the tensors that have a gradient which cannot be read here."""
+        if self.plain:
+            return []
+        missing = {i for i, p in enumerate(self.parameters) if p.grad is not None and local_like(p.grad, p) is None}
+        return [row for row, i in enumerate(self.owners) if i in missing]
 
 
 def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
@@ -181,12 +185,11 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
 
 
 def _count(state: Mapping[str, Any]) -> float:
-    step = state.get("step", -1)
+    step = state.get("step", state.get("t", -1))
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
-        step = local(step) if type(step) is not torch.Tensor else step
-    if isinstance(step, torch.Tensor):
-        return step.item() if step.is_cpu else -1.0
-    return float(step)
+        own = local(step)
+        return host_number(own) if own is not None and own.is_cpu and own.numel() == 1 else -1.0
+    return float(step) if isinstance(step, (int, float)) else -1.0
 
 
 class StepCount:
@@ -219,20 +222,25 @@ class StepCount:
         return self._count
 
 
-def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> list[TensorState]:
-    """What the statistics need of each parameter; of an optimizer whose formula is not known, moments are absent."""
-    if not has_known_formula(optimizer):
+def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments: Moments | None) -> list[TensorState]:
+    """What the statistics need of each parameter; moments are absent where it is not known where they are."""
+    first, second, largest = (moments.first, moments.second, moments.largest) if moments else (None, None, None)
+    if first is None:
         return [TensorState(p, p.grad, None, None) for p in parameters]
     states: list[TensorState] = []
     state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
-        states.append(TensorState(p, p.grad, get("exp_avg"), get("exp_avg_sq"), get("max_exp_avg_sq")))
+        states.append(TensorState(p, p.grad, get(first), get(second), get(largest)))
     return states
 
 
 def steps_of(
-    optimizer: Optimizer, roster: Roster, groups: Sequence[Group], counts: Sequence[float] | None = None
+    optimizer: Optimizer,
+    roster: Roster,
+    groups: Sequence[Group],
+    counts: Sequence[float] | None = None,
+    variant: Variant | None = None,
 ) -> list[AdamStep]:
     """The numbers each parameter's update is computed with; parameters of one group and count share an object.
 
@@ -241,6 +249,7 @@ def steps_of(
         roster: Its parameters.
         groups: The hyperparameters of its groups.
         counts: The count of each tensor after the step; None before it.
+        variant: The kind of Adam it is; None for torch's own.
     """
     shared: dict[tuple[int, float], AdamStep] = {}
 
@@ -251,7 +260,8 @@ def steps_of(
             decoupled = type(optimizer) is torch.optim.AdamW or bool(entry.get("decoupled_weight_decay", False))
             ascend = bool(entry.get("maximize", False))
             rates = (group.lr, group.beta1, group.beta2, group.eps, group.weight_decay)
-            shared[key] = AdamStep(*rates, max(count, 0.0), ascend, decoupled)
+            found = AdamStep(*rates, max(count, 0.0), ascend, decoupled)
+            shared[key] = variant.of(found) if variant else found
         return shared[key]
 
     if counts is None or len(set(counts)) == 1:  # as nearly always
@@ -265,7 +275,7 @@ def layout_of(
     names: Mapping[int, tuple[str, ...]],
     roles: Mapping[int, str],
     index: int,
-    exact: bool = False,
+    missing: Mapping[str, str] = _NOTHING,
     flat: Mapping[int, tuple[Held, ...]] = _NOWHERE,
 ) -> Layout:
     """The layout of an optimizer's stream.
@@ -275,7 +285,7 @@ def layout_of(
         names: All names of each of the model's parameters, by id.
         roles: The role of each of the model's parameters, by id.
         index: Which optimizer it is, for the names of parameters outside the model.
-        exact: Whether the applied update is measured.
+        missing: Columns that no step can have, with the reason.
         flat: What FSDP1 has flattened, by the id of the parameter.
     """
     tensors = []
@@ -288,21 +298,10 @@ def layout_of(
                 name = in_flat(known[0], one.name) if one.name else known[0]
                 role = role_of(one.module, name, one.shape) if one.module else roles.get(id(p)) or role_of(None, "", one.shape)
                 aliases = () if one.name else known[1:]
-                tensors.append(TensorInfo(name, one.shape, dtype, role, g, aliases, one.replica, one.shards))
+                tensors.append(TensorInfo(name, one.shape, dtype, role, g, aliases, p.requires_grad, one.replica, one.shards))
     options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in ("amsgrad", "maximize"))
     name, implementation = type(optimizer).__name__, _implementation(optimizer)
-    return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, _missing(optimizer, exact))
-
-
-def _missing(optimizer: Optimizer, exact: bool) -> dict[str, str]:
-    """The columns that no step of this optimizer can have, with the reason."""
-    missing = {}
-    if not exact:
-        missing["applied_update_sumsq"] = "measured with stabkit.watch(..., exact_updates=True)"
-    if not has_known_formula(optimizer):
-        why = f"this version does not know the moments and the update of {type(optimizer).__name__}"
-        missing |= {c.name: why for c in TENSOR_COLUMNS if c.name.startswith(_OF_MOMENTS)}
-    return missing
+    return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, missing)
 
 
 def _implementation(optimizer: Optimizer) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+from collections.abc import Iterable
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -14,7 +16,10 @@ from stabkit.hooks.gradients import GradientLedger, Signature, signatures
 from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
 from stabkit.hooks.optimizer import Roster, StepCount, group_values
-from stabkit.hooks.transfer import to_host
+from stabkit.hooks.scaler import carried_scale, found_inf
+from stabkit.hooks.transfer import Batch, Number
+from stabkit.hooks.trust import Trust
+from stabkit.hooks.wiring import Wiring
 from stabkit.runlog import StepRecord
 
 __all__ = ["StepRecorder"]
@@ -30,8 +35,10 @@ class StepRecorder:
         pending: Where to look for gradients that are kept back; None where there is no such place.
 
     Attributes:
-        roster: The optimizer's parameters; another object as soon as they are others.
+        roster: The optimizer's parameters; another object as soon as they are others, or something else is known of them.
+        trust: Whether the optimizer's update may be worked out from its state.
         spoiled: Whether a failure of our own has made a gap in what was seen since the last step.
+        wiring: In which order the loop did things.
     """
 
     def __init__(
@@ -41,8 +48,10 @@ class StepRecorder:
         self.every = every
         self.exact_updates = exact_updates
         self.roster = Roster(optimizer)
+        self.trust = Trust(optimizer)
         self._ledger = GradientLedger(self.parameters)
         self._count = StepCount()
+        self.wiring = Wiring()
         self._at_backward: list[Signature] = []
         self._pending = pending
         self._kept: tuple[tuple[int, int], ...] = ()
@@ -53,26 +62,41 @@ class StepRecorder:
         """The optimizer's parameters, in order."""
         return self.roster.parameters
 
+    def begin_step(self) -> None:
+        """The optimizer has stepped: the next step begins."""
+        self.wiring.stepped(signatures(self.parameters))
+        self.begin_window()
+
     def begin_window(self) -> None:
-        """Forget what was seen: the next step begins."""
+        """Forget the gradients that were seen: a step begins, or they were thrown away."""
         self.spoiled = False
         self._window = LossWindow()
         self._ledger.begin()
         self._measurement: Measurement | None = None
         self._closure = False
-        self._loss_scale = math.nan
+        self._loss_scale: Number | None = None
+        self._unguarded: Number | None = None
+        self._batch = Batch()
 
-    def take_over(self, early: StepRecorder) -> None:
-        """Go on from what another recorder saw of the same gradients before their optimizer was known."""
-        self.spoiled, self._window, self._ledger = early.spoiled, early._window, early._ledger
-        self._loss_scale = early._loss_scale
-        self._ledger.reorder(self.parameters)
+    def take_over(self, other: StepRecorder, calls: list[list[Root]] | None = None) -> None:
+        """Go on from what another recorder saw of the same gradients.
+
+        Args:
+            other: It followed these parameters, or most of them, until now.
+            calls: The backward calls that reached these parameters; all it saw by default.
+        """
+        self.spoiled, self._loss_scale, self.wiring = other.spoiled, other._loss_scale, copy.copy(other.wiring)
+        self._window = LossWindow(list(other._window.calls) if calls is None else calls, other._window.failed)
+        self._ledger = other._ledger.part(self.parameters)
 
     def refresh(self) -> None:
         """Follow a change of the optimizer's parameters."""
         if not self.roster.holds(self.optimizer):
             self.roster = Roster(self.optimizer)
             self._ledger.follow(self.parameters)
+        elif self.trust.changed:
+            self.roster = Roster(self.optimizer)
+        self.trust.changed = False
 
     def count(self) -> int:
         """The optimizer's own count of steps."""
@@ -82,16 +106,18 @@ class StepRecorder:
         """A backward call begins; it may or may not reach this optimizer's parameters."""
         self.refresh()
         self._at_backward = now = signatures(self.parameters)
-        kept, self._kept = self._kept, self._kept_back()
+        kept_back, self._kept = self._kept, self._kept_back()
         if self._window.begun:
-            if not (kept and kept == self._kept) and self._ledger.dropped(now):
-                spoiled = self.spoiled
+            if not (kept_back and kept_back == self._kept) and self._ledger.dropped(now):
+                self.wiring.dropped(len(self._window.calls))
+                # A closure may drop and compute them several times within one step, which has begun for good.
+                kept = self.spoiled, self._measurement, self._closure, self._batch
                 self.begin_window()
-                self.spoiled = spoiled
+                self.spoiled, self._measurement, self._closure, self._batch = kept
             else:
                 self._ledger.before_backward(now)
 
-    def backward_end(self, roots: list[Root], finished: bool, scale: float | None = None) -> None:
+    def backward_end(self, roots: list[Root], finished: bool, scale: Number | None = None) -> None:
         """A backward call is over, or has raised: its loss is this optimizer's if it changed one of its gradients.
 
         Args:
@@ -100,11 +126,12 @@ class StepRecorder:
             scale: What they were multiplied by before backward; None where they were not.
         """
         now = signatures(self.parameters)
-        kept, self._kept = self._kept, self._kept_back()
-        if now == self._at_backward and kept == self._kept:
+        kept_back, self._kept = self._kept, self._kept_back()
+        if now == self._at_backward and kept_back == self._kept:
             return
+        self.wiring.backward(self._at_backward, first=not self._window.begun)
         self._ledger.after_backward(now)
-        self._loss_scale = math.nan if scale is None else scale
+        self._loss_scale = scale
         if finished:
             self._window.calls.append(roots)
         else:
@@ -126,21 +153,37 @@ class StepRecorder:
         if not self.roster.plain:
             self._ledger.accept()
 
-    def clip_begin(self, call: ClipCall, scale: float = 1.0) -> None:
+    def clip_begin(self, call: ClipCall, scale: Number = 1.0) -> None:
         """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
         self._ledger.clip_begins(call, scale)
+        if self._ledger.concerns(call):
+            self.wiring.clipped(call.limit, scale)
+
+    def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
+        """The gradients of these were set to None or to zero."""
+        self._ledger.zeroed(parameters)
 
     def clip_end(self, call: ClipCall) -> None:
         """A clipping call is over."""
         self._ledger.clip_ends(call)
 
-    def step_begin(self, step: int, closure: bool) -> None:
-        """The optimizer is about to step: look at weights and moments while they are still those before the step."""
+    def step_begin(self, step: int, closure: bool, unguarded_scale: Number | None = None) -> None:
+        """The optimizer is about to step: look at weights and moments while they are still those before the step.
+
+        Args:
+            step: The step's number.
+            closure: Whether a closure was given, which may compute the gradients inside.
+            unguarded_scale: What the gradients still carry of a loss scale, where no scaler makes this step.
+        """
         self._closure = closure
         if not closure:
             self._ledger.close()
+            if self._loss_scale is not None and not self._ledger.hand_made():
+                self._unguarded = unguarded_scale
         if (step - 1) % self.every == 0 and self.roster.on_host:
-            self._measurement = Measurement(self.optimizer, self.roster, self.exact_updates, closure)
+            self._measurement = Measurement(
+                self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
+            )
 
     def step_end(self, step: int, attempt: int, layout: int, skipped: bool = False) -> StepRecord:
         """The optimizer has stepped: measure.
@@ -156,20 +199,35 @@ class StepRecorder:
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
         counts = self._count.read(self.optimizer, self.parameters)
         record.applied_steps = int(max(counts, default=-1)) if self.optimizer.state else -1
-        record.skipped, record.loss_scale = int(skipped), self._loss_scale
-        record.backward_count = len(self._window.calls)
-        record.loss, record.loss_sum, record.loss_reduction = self._window.reduce(to_host(self._window.values()))
+        loss_scale = self._batch.add(math.nan if self._loss_scale is None else self._loss_scale)
+        unguarded = self._batch.add(math.nan if self._unguarded is None else self._unguarded)
+        carried = self._batch.add(carried_scale(self.optimizer))
+        passed_over = self._batch.add(1.0 if skipped else found_inf(self.optimizer))
+        for part in (self._window, self._ledger, self.wiring):
+            part.ask(self._batch)
         if self._measurement is not None:
-            self._measurement.finish(record.groups, counts, self._ledger, skipped)
+            self._measurement.finish(record.groups, counts, self._ledger, passed_over, carried)
+        self._batch.fetch()
+        record.loss_scale = loss_scale.value
+        record.step_outside_scaler = 0 if math.isnan(unguarded.value) else 1 if unguarded.value == 1 else 2
+        record.skipped = int(passed_over.value > 0)
+        self.wiring.tell(record)
+        record.backward_count = len(self._window.calls)
+        record.loss, record.loss_sum, record.loss_reduction = self._window.reduce()
+        self._read_tensors(record)
+        return record
+
+    def _read_tensors(self, record: StepRecord) -> None:
+        if self._measurement is not None:
             record.tensors = self._measurement.columns
             if not self.roster.sharded:  # the norm of a shard is nothing to anybody; the reader adds up those of all ranks
-                places = self._measurement.places
+                places = sorted({*self._measurement.places, *self._measurement.unread})
                 record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)
                 record.grad_norm = self._measurement.norm("grad_sumsq", places)
                 record.weight_norm = self._measurement.norm("weight_sumsq")
                 record.update_norm = self._measurement.norm("update_sumsq")
+                record.applied_update_norm = self._measurement.norm("applied_update_sumsq")
         self._read_clips(record)
-        return record
 
     def weights(self, attempt: int, layout: int) -> StepRecord:
         """A record for step 0 that holds the weights as they are."""

@@ -18,13 +18,14 @@ from torch.amp.grad_scaler import GradScaler
 
 from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
 from stabkit.hooks.loss import Root, look_at
+from stabkit.hooks.transfer import Number
 
 __all__ = ["Scaling", "carried_scale", "found_inf", "install"]
 
 
 def install() -> list[Undo]:
     """Patch the scalers: events "scaled" (scaler, outputs, result), and "scaler_step_begin", "scaler_step_end",
-    "unscale_begin" and "unscale_end" (optimizer).
+    "unscale_begin" and "unscale_end" (optimizer), "scaler_updated".
 
     ShardedGradScaler, which scales by itself, may be imported later: it is patched when the first one is made.
     """
@@ -56,7 +57,7 @@ def _sharded() -> Any:
 def _patch(owner: Any, patched: dict[type, list[Undo]]) -> None:
     if owner is None or owner in patched:
         return
-    wraps = {"scale": _wrap_scale, "step": _wrap_step, "unscale_": _wrap_unscale}
+    wraps = {"scale": _wrap_scale, "step": _wrap_step, "unscale_": _wrap_unscale, "update": _wrap_update}
     undo = [patch_attribute(owner, name, wrap) for name, wrap in wraps.items()]
     patched[owner] = [u for u in undo if u is not None]
 
@@ -103,23 +104,34 @@ def _wrap_unscale(original: Any) -> Any:
     return unscale_
 
 
+def _wrap_update(original: Any) -> Any:
+    @functools.wraps(original)
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if not torch.compiler.is_compiling() and listening() and self.is_enabled():
+            notify("scaler_updated")
+        return result
+
+    return update
+
+
 @dataclass
 class Scaling:
     """What has been multiplied by a loss scale and not yet gone through backward.
 
     Attributes:
         scaler: The scaler last used, None where none is.
-        scale: Its scale when the last loss was multiplied by it; None where the last backward had an unscaled loss.
+        scale: A copy of its scale when the last loss was multiplied by it; None where the last backward had an unscaled loss.
     """
 
     scaler: Any = None
-    scale: float | None = None
+    scale: Number | None = None
     _fresh: bool = False
     _results: list[tuple[weakref.ref[torch.Tensor], Root]] = field(default_factory=list)
 
     def add(self, scaler: Any, outputs: Any, result: Any) -> None:
         """A scaler multiplied `outputs`, a tensor or a sequence of them, which gave `result`."""
-        self.scaler, self.scale, self._fresh = scaler, _value_of(getattr(scaler, "_scale", None)), True
+        self.scaler, self.scale, self._fresh = scaler, _copy(getattr(scaler, "_scale", None)), True
         self._results = [(reference, root) for reference, root in self._results if reference() is not None]
         before, after = (x if isinstance(x, (list, tuple)) else (x,) for x in (outputs, result))
         for root, tensor in zip(look_at(before), after, strict=False):
@@ -139,7 +151,7 @@ class Scaling:
         self._fresh = False
         return [root or self._divided(other) for root, other in zip(known, seen, strict=True)]
 
-    def still_on(self, optimizer: Any) -> float:
+    def still_on(self, optimizer: Any) -> Number:
         """The factor that this optimizer's gradients still carry: 1 once `unscale_` has been called."""
         if self.scaler is None or self.scale is None:
             return 1.0
@@ -156,19 +168,22 @@ class Scaling:
         return root
 
 
-def carried_scale(optimizer: Any) -> float:
+def carried_scale(optimizer: Any) -> Number:
     """The factor on the gradients that a fused optimizer was told to take off in the step in progress; 1 for none."""
-    scale = _value_of(getattr(optimizer, "grad_scale", None))
-    return 1.0 if scale is None else scale
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else _number(scale)
 
 
-def found_inf(optimizer: Any) -> bool:
-    """Whether a fused optimizer was told to skip the step in progress."""
-    return bool(_value_of(getattr(optimizer, "found_inf", None)))
+def found_inf(optimizer: Any) -> Number:
+    """1 where a fused optimizer was told to skip the step in progress, else 0."""
+    found = getattr(optimizer, "found_inf", None)
+    return 0.0 if found is None else _number(found)
 
 
-def _value_of(number: Any) -> float | None:
-    """A number, or that of a tensor on the CPU; NaN for one on a device, which is not read; None for nothing."""
-    if isinstance(number, torch.Tensor):
-        return number.item() if number.is_cpu else float("nan")
-    return None if number is None else float(number)
+def _number(value: Any) -> Number:
+    return value if isinstance(value, torch.Tensor) else float(value)
+
+
+def _copy(scale: Any) -> Number | None:
+    """A copy that an update of the scaler, which is made in place, does not reach."""
+    return scale.detach().clone() if isinstance(scale, torch.Tensor) else None if scale is None else float(scale)

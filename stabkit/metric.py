@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["METRICS", "STEP_METRICS", "TENSOR_COLUMNS", "TENSOR_METRICS", "Array", "Column", "Metric", "Scope"]
+__all__ = [
+    "METRICS",
+    "STEP_METRICS",
+    "TENSOR_COLUMNS",
+    "TENSOR_METRICS",
+    "WIRING_METRICS",
+    "Array",
+    "Column",
+    "Metric",
+    "Scope",
+]
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
@@ -50,7 +60,7 @@ TENSOR_COLUMNS: tuple[Column, ...] = (
     Column("weight_nonfinite", "sum", "count of NaN and infinite elements of p, after the step"),
     Column("update_sumsq", "sum", "sum of squares of the update the optimizer intended, decay included"),
     Column("update_absmax", "max", "largest element of that update"),
-    Column("weight_update_dot", "sum", "sum of p * (intended update)"),
+    Column("weight_update_dot", "sum", "sum of p * update: the intended one where it is known, else the applied one"),
     Column("applied_update_sumsq", "sum", "sum of (p after - p before)^2, from a snapshot"),
     Column("unchanged_count", "sum", "sampled elements whose bits did not change although lr > 0 and g != 0"),
     Column("unchanged_sampled", "sum", "sampled elements with lr > 0 and g != 0"),
@@ -145,8 +155,10 @@ TENSOR_METRICS: tuple[Metric, ...] = (
             _root("update_sumsq")),
     _tensor("update_absmax", "largest |element| of that update", ("update_absmax",), _plain("update_absmax")),
     _tensor("applied_update_norm", "L2 norm of p after - p before, measured from a snapshot", ("applied_update_sumsq",),
-            _root("applied_update_sumsq"), "stabkit.watch(..., exact_updates=True)"),
-    _tensor("weight_update_dot", "sum of p * update", ("weight_update_dot",), _plain("weight_update_dot")),
+            _root("applied_update_sumsq"),
+            "stabkit.watch of an optimizer whose update is not worked out from its state, or with exact_updates=True"),
+    _tensor("weight_update_dot", "sum of p * update: the intended one where it is known, else the applied one",
+            ("weight_update_dot",), _plain("weight_update_dot"), "stabkit.watch"),
     _tensor("unchanged_fraction", "share of sampled elements whose bits did not change although lr > 0 and g != 0",
             ("unchanged_count", "unchanged_sampled"), _share("unchanged_count", "unchanged_sampled"),
             "stabkit.watch where weights are of 16 bits, or with exact_updates=True"),
@@ -154,7 +166,26 @@ TENSOR_METRICS: tuple[Metric, ...] = (
             ("applied_update_sumsq", "update_sumsq", "weight_sumsq"), _update_ratio),
 )  # fmt: skip
 
+WIRING_METRICS: tuple[Metric, ...] = (
+    Metric("clip_scale", "", "step", "the loss scale that the gradients still carried when they were last clipped",
+           "a loop that clips"),
+    Metric("clips_before_backward", "", "step", "clipping calls since the previous step, before any backward call"),
+    Metric("clips_between_backwards", "", "step", "clipping calls that a further backward call of the same step followed"),
+    Metric("clips_after_backward", "", "step", "clipping calls after the last backward call"),
+    Metric("kept_gradients", "", "step", "1 where the first backward call found the gradients as the previous step left them"),
+    Metric("dropped_backwards", "", "step", "backward calls since the previous step whose gradients were thrown away"),
+    Metric("step_outside_scaler", "", "step", "1 where the loss was scaled but the optimizer was called outside "
+           "GradScaler.step; 2 where the gradients still carried the scale"),
+    Metric("scaler_updates", "", "step", "GradScaler.update calls since the previous step"),
+    Metric("scheduler_steps_before_backward", "", "step", "scheduler steps since the previous step, before any backward call"),
+    Metric("scheduler_steps_between_backwards", "", "step",
+           "scheduler steps that a further backward call of the same step followed"),
+    Metric("scheduler_steps_after_backward", "", "step", "scheduler steps after the last backward call, before the step"),
+)  # fmt: skip
+"""In which order the loop did things since the previous step."""
+
 STEP_METRICS: tuple[Metric, ...] = (
+    *WIRING_METRICS,
     Metric("loss", "", "step", "the sum of the step's backward roots where they were divided or differ, else their mean"),
     Metric("loss_sum", "", "step", "sum of the backward roots of the step"),
     Metric("backward_count", "", "step", "number of backward calls since the previous step"),
@@ -174,7 +205,9 @@ STEP_METRICS: tuple[Metric, ...] = (
     Metric("applied_steps", "steps", "step", "the optimizer's own count of steps"),
     Metric("weight_norm", "", "step", "global L2 norm of the weights before the step"),
     Metric("update_norm", "", "step", "global L2 norm of the intended update"),
-    Metric("update_ratio", "", "step", "update_norm over weight_norm, of all weights"),
+    Metric("applied_update_norm", "", "step", "global L2 norm of p after - p before, where it was measured of every tensor",
+           "stabkit.watch of an optimizer whose update is not worked out from its state, or with exact_updates=True"),
+    Metric("update_ratio", "", "step", "applied_update_norm where it was recorded, else update_norm, over weight_norm"),
     Metric("time", "s", "step", "wall-clock time at the end of the step, seconds since the epoch"),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -124,7 +124,9 @@ class _Outputs:
     def flush(self) -> None:
         self._guarded(lambda dashboard: dashboard.flush())
 
-    def close(self) -> None:
+    def close(self, ended_by: str | None) -> None:
+        with suppress(Exception):  # what could not be written before is told already
+            self._log.event("close", error=ended_by)
         try:
             self._log.close()
         finally:
@@ -181,9 +183,9 @@ def watch(
         raise UsageError(f"every must be a whole number from 1 on, not {every!r}")
     _check_model(model)
     optimizers = list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
-    for o in optimizers:
-        if not hasattr(unwrap(o), "param_groups"):
-            raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {type(o).__name__}")
+    unusable = [type(o).__name__ for o in optimizers if not hasattr(unwrap(o), "param_groups")]
+    if unusable:
+        raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {unusable[0]}")
 
     rank, world = rank_and_world()
     if logdir is None and world > 1:
@@ -195,14 +197,19 @@ def watch(
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard and rank == 0, first_step, rank)
     monitor = _attached(model, optimizers, outputs, every, exact_updates) if outputs else None
+    del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
+    ended_by: str | None = None
     try:
         yield Watch(claimed if outputs else None, monitor, outputs)
+    except BaseException as error:
+        ended_by = type(error).__name__
+        raise
     finally:
         try:
             if monitor:
                 monitor.detach()
             if outputs:
-                outputs.close()
+                outputs.close(ended_by)
         except Exception as error:
             _warn(f"the log could not be closed ({error}); `stabkit analyze` reads it all the same")
         if lock is not None:

@@ -31,7 +31,8 @@ thousandfold, `weight_update_dot` needs a snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,7 @@ import torch
 from numpy.typing import NDArray
 
 from stabkit.hooks.statistics import cpu, reference
+from stabkit.hooks.transfer import Batch
 
 __all__ = [
     "AFTER_COLUMNS",
@@ -48,6 +50,8 @@ __all__ = [
     "backend",
     "measure_after",
     "measure_before",
+    "measure_moves",
+    "measure_sizes",
 ]
 
 BEFORE_COLUMNS = ("weight_sumsq", "momentum_dot", "momentum_sumsq")
@@ -118,32 +122,43 @@ class TensorState:
     before: torch.Tensor | None = None
 
 
-def measure_before(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> NDArray[np.float64]:
+_UNCOUNTED = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
+"""Of no step: with it, the one pass measures tensors and leaves out moments and update."""
+
+
+def measure_before(
+    states: Sequence[TensorState], steps: Sequence[AdamStep], batch: Batch | None = None
+) -> NDArray[np.float64]:
     """Measures parameters, gradients and first moments as they are before an optimizer step.
 
     Args:
         states: One per tensor.
         steps: One per tensor; only `maximize` matters here. Tensors of a group should share one object.
+        batch: Where to leave what is not on the host yet; None to have it at once.
 
     Returns:
-        float64 [len(states), 3], columns as in `BEFORE_COLUMNS`.
+        float64 [len(states), 3], columns as in `BEFORE_COLUMNS`; rows left to the batch are NaN until it is fetched.
 
     Raises:
         ValueError: The sequences differ in length, or the tensors of one state in shape.
     """
     _same_length(states, steps)
-    out = np.empty((len(states), len(BEFORE_COLUMNS)))
-    for i in cpu.measure_before(states, steps, out):
-        out[i] = reference.measure_before(states[i], steps[i])
+    out = np.full((len(states), len(BEFORE_COLUMNS)), np.nan)
+    with _filling(batch) as later:
+        for i in cpu.measure_before(states, steps, out):
+            reference.measure_before(states[i], steps[i], later, out[i])
     return out
 
 
-def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> NDArray[np.float64]:
+def measure_after(
+    states: Sequence[TensorState], steps: Sequence[AdamStep], batch: Batch | None = None
+) -> NDArray[np.float64]:
     """Measures all tensors of an optimizer step after it, and the update it intended.
 
     Args:
         states: One per tensor.
         steps: One per tensor; tensors of a group should share one object.
+        batch: As in `measure_before`.
 
     Returns:
         float64 [len(states), 16], columns as in `AFTER_COLUMNS`.
@@ -152,10 +167,72 @@ def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep]) -> N
         ValueError: The sequences differ in length, or the tensors of one state in shape.
     """
     _same_length(states, steps)
-    out = np.empty((len(states), len(AFTER_COLUMNS)))
-    for i in cpu.measure_after(states, steps, out):
-        out[i] = reference.measure_after(states[i], steps[i])
+    out = np.full((len(states), len(AFTER_COLUMNS)), np.nan)
+    with _filling(batch) as later:
+        for i in cpu.measure_after(states, steps, out):
+            reference.measure_after(states[i], steps[i], later, out[i])
     return out
+
+
+def measure_sizes(tensors: Sequence[torch.Tensor], batch: Batch | None = None) -> NDArray[np.float64]:
+    """Measures tensors of any kind by themselves.
+
+    Args:
+        tensors: Dense or sparse (COO); of a sparse one duplicate entries are added up first, out of place.
+        batch: As in `measure_before`.
+
+    Returns:
+        float64 [len(tensors), 4]: Σx², largest finite |x|, how many elements are NaN or infinite, how many are zero; as of
+        the gradient in `AFTER_COLUMNS`. Of tensors in other layouts all are NaN.
+    """
+    dense = [reference.entries(tensor) for tensor in tensors]
+    states = [TensorState(x, x, x, x) for x in dense]
+    after = np.full((len(states), len(AFTER_COLUMNS)), np.nan)
+    others = cpu.measure_after(states, [_UNCOUNTED] * len(states), after)
+    out = after[:, :4]
+    zeros = [(t.numel() - x.numel()) * (2 if x.is_complex() else 1) for t, x in zip(tensors, dense, strict=True)]
+    out[:, 3] += zeros
+    with _filling(batch) as later:
+        for i in others:
+            reference.measure_size(dense[i], later, out[i], zeros[i])
+    return out
+
+
+def measure_moves(
+    params: Sequence[torch.Tensor], befores: Sequence[torch.Tensor], batch: Batch | None = None
+) -> NDArray[np.float64]:
+    """Measures what a step really did to parameters. The copies are used up: what is in them afterwards is not said.
+
+    Args:
+        params: The parameters after the step.
+        befores: Copies of them from before it, of the same shape and dtype.
+        batch: As in `measure_before`.
+
+    Returns:
+        float64 [len(params), 2]: Σ(p_after - p_before)² and Σ p_before (p_after - p_before).
+    """
+    out = np.full((len(params), 2), np.nan)
+    exact = [i for i, p in enumerate(params) if p.dtype is torch.float32]  # a difference in 16 bits would be rounded
+    for i in exact:
+        torch.sub(params[i].detach(), befores[i], out=befores[i])
+    states = [TensorState(befores[i], params[i].detach(), befores[i], None) for i in exact]
+
+    with _filling(batch) as later:
+        sums = measure_before(states, [_UNCOUNTED] * len(exact), later)  # ΣΔ², Σ p_after Δ, ΣΔ²
+        later.afterwards(lambda: out.__setitem__((exact, 0), sums[:, 0]))
+        later.afterwards(lambda: out.__setitem__((exact, 1), sums[:, 1] - sums[:, 0]))
+        for i in set(range(len(params))) - set(exact):
+            reference.measure_move(params[i], befores[i], later, out[i])
+    return out
+
+
+@contextmanager
+def _filling(batch: Batch | None) -> Iterator[Batch]:
+    """The batch; where there is none, one that is fetched at the end."""
+    own = Batch() if batch is None else batch
+    yield own
+    if batch is None:
+        own.fetch()
 
 
 def backend() -> str:

@@ -13,41 +13,95 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stabkit.hooks.transfer import Batch
+from stabkit.metric import Array
+
 if TYPE_CHECKING:
     from stabkit.hooks.statistics import AdamStep, TensorState
 
-__all__ = ["measure_after", "measure_before"]
+__all__ = ["entries", "measure_after", "measure_before", "measure_move", "measure_size"]
 
 PIECE = 32_000
 """Elements converted to float64 at a time: below the 32,768 from which most operations start threads, which on a busy
 machine would wait for each other forty times per piece."""
+
+_OF_NOTHING = [0.0] * 6 + [math.inf, -math.inf] + [0.0] * 8
+"""The AFTER_COLUMNS of a tensor without elements, before what cannot be known is struck out."""
 
 # Sums add up over pieces; these do not. Places in AFTER_COLUMNS.
 _MAXIMA = (1, 7, 10, 13)
 _MINIMA = (6,)
 
 
-def measure_before(state: TensorState, step: AdamStep) -> list[float]:
-    """Returns the BEFORE_COLUMNS of one tensor."""
+def measure_before(state: TensorState, step: AdamStep, batch: Batch, out: Array) -> None:
+    """Fills the BEFORE_COLUMNS of one tensor once the batch is fetched."""
     with torch.no_grad():
         tensors = _side_by_side(state.param, state.grad, state.exp_avg)
         rows = [_before(*piece) for piece in _pieces(tensors)]
-        p_sumsq, dot, m_sumsq = torch.stack(rows).sum(dim=0).tolist() if rows else (0.0, 0.0, 0.0)
-    _, g, m = tensors
-    return [
-        math.nan if tensors[0] is None else p_sumsq,
-        math.nan if g is None or m is None else -dot if step.maximize else dot,
-        math.nan if m is None else m_sumsq,
-    ]
+        summed = torch.stack(rows).sum(dim=0) if rows else torch.zeros(3, dtype=torch.float64)
+    _, g, m = (tensor is not None for tensor in tensors)
+    sign = -1.0 if step.maximize else 1.0
+
+    def fill(values: Array) -> None:
+        out[:] = values[0], sign * values[1] if g and m else math.nan, values[2] if m else math.nan
+
+    batch.then(summed, fill)
 
 
-def measure_after(state: TensorState, step: AdamStep) -> list[float]:
-    """Returns the AFTER_COLUMNS of one tensor."""
+def measure_after(state: TensorState, step: AdamStep, batch: Batch, out: Array) -> None:
+    """Fills the AFTER_COLUMNS of one tensor once the batch is fetched."""
     with torch.no_grad():
         tensors = _side_by_side(state.param, state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq, state.before)
         rows = [_after(step, *piece) for piece in _pieces(tensors)]
-        merged = _merge(torch.stack(rows)).tolist() if rows else [0.0] * 6 + [math.inf, -math.inf] + [0.0] * 8
-    return _drop_unknown(merged, step, [t is not None for t in tensors])
+        merged = _merge(torch.stack(rows)) if rows else torch.tensor(_OF_NOTHING, dtype=torch.float64)
+    present = [tensor is not None for tensor in tensors]
+    batch.then(merged, lambda values: out.__setitem__(slice(None), _drop_unknown(values, step, present)))
+
+
+def entries(tensor: Tensor) -> Tensor:
+    """What a tensor holds: a dense one itself, a sparse one its entries, each place once (`coalesce` copies).
+
+    A sparse one on a device stays as it is, for `coalesce` would make training wait.
+    """
+    sparse = tensor.layout is torch.sparse_coo and tensor.is_cpu
+    return tensor.detach().coalesce().values() if sparse else tensor.detach()
+
+
+def measure_size(tensor: Tensor, batch: Batch, out: Array, zeros: int = 0) -> None:
+    """Fills sum of squares, absmax, count of nonfinite elements and of zeros, once the batch is fetched.
+
+    Args:
+        tensor: The tensor.
+        batch: The step's batch.
+        out: float64 [4].
+        zeros: How many zeros it has that are not stored.
+    """
+    with torch.no_grad():
+        (x,) = _side_by_side(tensor)
+        rows = [
+            torch.stack([(piece * piece).sum(), *_magnitude(piece), _count(piece == 0)])
+            for (piece,) in _pieces([x])
+            if piece is not None
+        ]
+        total = torch.zeros(4, dtype=torch.float64)
+        if rows:
+            table = torch.stack(rows)
+            total = table.sum(dim=0)
+            total[1] = table[:, 1].amax()
+    extra = (0.0, 0.0, 0.0, zeros if x is not None else math.nan)
+    batch.then(total, lambda values: out.__setitem__(slice(None), values + extra if x is not None else math.nan))
+
+
+def measure_move(param: Tensor, before: Tensor, batch: Batch, out: Array) -> None:
+    """Fills Σ(p - before)² and Σ before (p - before), once the batch is fetched."""
+    with torch.no_grad():
+        rows = []
+        for p, b in _pieces(_side_by_side(param.detach(), before)):
+            if p is not None and b is not None:
+                moved = p - b
+                rows.append(torch.stack([(moved * moved).sum(), (b * moved).sum()]))
+        total = torch.stack(rows).sum(dim=0) if rows else torch.zeros(2, dtype=torch.float64)
+    batch.then(total, lambda values: out.__setitem__(slice(None), values))
 
 
 def _side_by_side(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -138,25 +192,12 @@ def _update(step: AdamStep, p: Tensor, m: Tensor, d: Tensor, before: Tensor | No
 def _magnitude(x: Tensor) -> tuple[Tensor, Tensor]:
     """Largest |x| over finite elements, and the count of the others."""
     size = x.abs()
-    top = size.amax()
-    if _all_finite(top):
-        return top, torch.zeros_like(top)
-    others = ~x.isfinite()
-    return size.masked_fill(others, 0.0).amax(), _count(others)
+    return size.nan_to_num(0.0, 0.0, 0.0).amax(), _count(~size.isfinite())
 
 
 def _range(x: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest finite element; Inf and -Inf where there is none."""
-    low, high = x.amin(), x.amax()
-    if _all_finite(low, high):
-        return low, high
-    others = ~x.isfinite()
-    return x.masked_fill(others, math.inf).amin(), x.masked_fill(others, -math.inf).amax()
-
-
-def _all_finite(*extremes: Tensor) -> bool:
-    """Whether masks, half of the work, can be spared. Only the CPU tells without a wait."""
-    return all(x.device.type == "cpu" and math.isfinite(x.item()) for x in extremes)
+    return x.nan_to_num(math.inf, math.inf, math.inf).amin(), x.nan_to_num(-math.inf, -math.inf, -math.inf).amax()
 
 
 def _count(x: Tensor) -> Tensor:
@@ -172,10 +213,10 @@ def _merge(rows: Tensor) -> Tensor:
     return merged
 
 
-def _drop_unknown(row: list[float], step: AdamStep, present: list[bool]) -> list[float]:
+def _drop_unknown(row: Array, step: AdamStep, present: list[bool]) -> list[float]:
     """Puts NaN in the columns that lack a tensor they need, or the bias correction of v."""
     p, g, m, v, _, before = present
     vhat = v and step.count > 0 and step.beta2 < 1
     bounded = vhat and row[6] <= row[7]
     known = [g] * 4 + [m, vhat, bounded, bounded, vhat and g, vhat, p, p] + [vhat and m] * 3 + [before]
-    return [value if p and known_here else math.nan for value, known_here in zip(row, known, strict=True)]
+    return [value if p and known_here else math.nan for value, known_here in zip(row.tolist(), known, strict=True)]

@@ -33,7 +33,7 @@ _DESCRIPTIONS = {
     "health/clip_rate": f"share of the last {CLIP_WINDOW} steps whose gradient was clipped (clip coefficient below 1)",
     "modules/grad_norm": "L2 norm of the module's gradient before clipping",
     "modules/grad_norm_used": "L2 norm of the module's gradient as the optimizer consumed it",
-    "modules/update_ratio": "norm of the module's intended update over the norm of its weights",
+    "modules/update_ratio": "norm of the module's update over the norm of its weights",
     "modules/rms_ratio": "sqrt(mean(g² / max(v̂, eps²))) over the module: near 1 the second moment fits the gradient; "
     "well above 1 the gradient outgrew it and the steps are too large",
 }

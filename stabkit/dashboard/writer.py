@@ -47,7 +47,7 @@ __all__ = ["DashboardWriter"]
 _PLACE = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
 _SUMS = ("grad_sumsq", "grad_used_sumsq", "rms_sum", "update_sumsq", "weight_sumsq")
 _COUNTS = ("grad_nonfinite", "weight_nonfinite")
-_TAKEN = np.array([_PLACE[name] for name in (*_SUMS, *_COUNTS)])
+_TAKEN = np.array([_PLACE[name] for name in (*_SUMS, *_COUNTS, "applied_update_sumsq")])
 _GROUPS_SHOWN = 8
 """With more parameter groups of different rates (layer-wise decay) only the lowest and the highest rate are shown."""
 
@@ -163,7 +163,8 @@ class _Stream:
 
     def health(self, record: StepRecord) -> tuple[Tags, Values]:
         """The numbers of the whole step."""
-        update_ratio = _ratio(record.update_norm, record.weight_norm)
+        update = record.update_norm if math.isnan(record.applied_update_norm) else record.applied_update_norm
+        update_ratio = _ratio(update, record.weight_norm)
         bad_gradient = bad_update = False
         if math.isnan(record.grad_norm + record.grad_norm_used + update_ratio):
             bad_gradient, bad_weight = _nonfinite(record)
@@ -190,7 +191,8 @@ class _Stream:
         if tensors.shape != (self._numel.size, len(TENSOR_COLUMNS)):
             raise ValueError(f"a record of {tensors.shape} does not fit a layout of {self._numel.size} tensors")
         taken = tensors.take(self._take)
-        sums, nonfinite = taken[:5], taken[5:] > 0
+        sums, nonfinite, applied = taken[:5], taken[5:7] > 0, taken[7]
+        np.copyto(sums[3], applied, where=applied == applied)  # of the two updates the one that was measured
         known = sums == sums  # not NaN
         self._measured |= known.any(axis=1)
         if nonfinite.any():  # a NaN is then a result; it is a missing value anywhere else

@@ -69,7 +69,11 @@ def step_dtype(groups: int) -> np.dtype[Any]:
         ("skipped", "<i8"), ("backward_count", "<i8"), ("loss_reduction", "<i8"), ("loss", "<f8"), ("loss_sum", "<f8"),
         ("grad_norm", "<f8"), ("grad_norm_used", "<f8"),
         ("clip_max_norm", "<f8"), ("clip_value", "<f8"), ("clip_coefficient", "<f8"), ("loss_scale", "<f8"),
-        ("weight_norm", "<f8"), ("update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,
+        ("clip_scale", "<f8"), ("clips_before_backward", "<i8"), ("clips_between_backwards", "<i8"),
+        ("clips_after_backward", "<i8"), ("kept_gradients", "<i8"), ("dropped_backwards", "<i8"),
+        ("step_outside_scaler", "<i8"), ("scaler_updates", "<i8"), ("scheduler_steps_before_backward", "<i8"),
+        ("scheduler_steps_between_backwards", "<i8"), ("scheduler_steps_after_backward", "<i8"),
+        ("weight_norm", "<f8"), ("update_norm", "<f8"), ("applied_update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,
     ])  # fmt: skip
 
 

@@ -25,7 +25,7 @@ __all__ = ["Part", "merge"]
 
 _MERGE = {column.name: column.merge for column in TENSOR_COLUMNS}
 _NORMS = {"grad_norm": "grad_sumsq", "grad_norm_used": "grad_used_sumsq", "weight_norm": "weight_sumsq",
-          "update_norm": "update_sumsq"}  # fmt: skip
+          "update_norm": "update_sumsq", "applied_update_norm": "applied_update_sumsq"}  # fmt: skip
 """Step metrics that are the root of a column's sum over the tensors."""
 
 Index = NDArray[np.int64]

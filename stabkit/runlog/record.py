@@ -25,6 +25,7 @@ class TensorInfo:
         role: "matrix", "vector", "embedding", "norm" or "bias".
         group: Index of its parameter group; None where no optimizer owns it.
         aliases: Other names of the same tensor (tied weights).
+        trainable: Whether it asked for a gradient when the layout was made.
         replica: Which copy of the tensor this process holds, or a shard of: the lowest rank that holds any of that copy.
         shards: How many processes hold that copy together; more than one where it is sharded.
     """
@@ -35,6 +36,7 @@ class TensorInfo:
     role: str = "matrix"
     group: int | None = 0
     aliases: tuple[str, ...] = ()
+    trainable: bool = True
     replica: int = 0
     shards: int = 1
 
@@ -118,8 +120,20 @@ class StepRecord:
     clip_value: float = NAN
     clip_coefficient: float = NAN
     loss_scale: float = NAN
+    clip_scale: float = NAN
+    clips_before_backward: int = 0
+    clips_between_backwards: int = 0
+    clips_after_backward: int = 0
+    kept_gradients: int = 0
+    dropped_backwards: int = 0
+    step_outside_scaler: int = 0
+    scaler_updates: int = 0
+    scheduler_steps_before_backward: int = 0
+    scheduler_steps_between_backwards: int = 0
+    scheduler_steps_after_backward: int = 0
     weight_norm: float = NAN
     update_norm: float = NAN
+    applied_update_norm: float = NAN
     groups: tuple[Group, ...] = ()
     tensors: Array | None = field(default=None, repr=False)
     """Columns [tensors, columns] in the order of `metric.TENSOR_COLUMNS`; None where this step was not measured."""

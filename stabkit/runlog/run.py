@@ -112,7 +112,7 @@ class RunLog:
         if tensor is not None:
             return self.table(metric).series(tensor)
         if self._has_step(metric):
-            basis = "intended" if metric == "update_ratio" else ""
+            basis = self._basis_of_steps() if metric == "update_ratio" else ""
             return Series(metric, None, self._unit(metric, "step"), self.steps, self._step_values(metric), basis)
         if self.has(metric, "group"):
             values = self.stream.group_values[metric]
@@ -177,7 +177,8 @@ class RunLog:
         """Whether a step metric was recorded at least once. A loss that was NaN from the first step on was."""
         values = self.stream.step_values
         if metric == "update_ratio":
-            known = metric in values or ("weight_norm" in values and "update_norm" in values)
+            updates = {"update_norm", "applied_update_norm"} & values.keys()
+            known = metric in values or ("weight_norm" in values and bool(updates))
             return known and not np.all(np.isnan(self._step_values(metric)))
         if metric in ("loss", "loss_sum") and metric in values and "loss_reduction" in values:
             return bool(np.any(values["loss_reduction"] > 0) or not np.all(np.isnan(values[metric])))
@@ -186,17 +187,26 @@ class RunLog:
     def _step_values(self, metric: str) -> Array:
         values = self.stream.step_values
         if metric == "update_ratio" and metric not in values:
-            ratio: Array = values["update_norm"] / np.where(values["weight_norm"] == 0, np.nan, values["weight_norm"])
-            return ratio
+            applied, intended = self._updates_of_steps()
+            ratio: Array = np.where(np.isnan(applied), intended, applied)
+            return ratio / np.where(values["weight_norm"] == 0, np.nan, values["weight_norm"])
         return values[metric]
 
+    def _updates_of_steps(self) -> tuple[Array, Array]:
+        """Norms of the applied and of the intended update of every step, NaN where missing."""
+        nothing = np.full(len(self.steps), np.nan)
+        values = self.stream.step_values
+        return values.get("applied_update_norm", nothing), values.get("update_norm", nothing)
+
+    def _basis_of_steps(self) -> str:
+        """Which update the ratios of the steps rest on."""
+        return _basis(*self._updates_of_steps())
+
     def _basis(self) -> str:
-        """Which update the ratios of this run rest on."""
-        if not self.stream.measured("applied_update_sumsq"):
-            return "intended"
-        applied = np.isnan(self.stream.columns["applied_update_sumsq"])
-        intended = np.isnan(OrMissing(self.stream.columns, applied.shape)["update_sumsq"])
-        return "applied where it was measured, else intended" if np.any(applied & ~intended) else "applied"
+        """Which update the ratios of the tensors rest on."""
+        shape = (len(self.stream.tensor_steps), len(self.tensors))
+        columns = OrMissing(self.stream.columns, shape)
+        return _basis(columns["applied_update_sumsq"], columns["update_sumsq"])
 
     def _unit(self, metric: str, scope: Scope) -> str:
         known = METRICS.get((metric, scope))
@@ -254,6 +264,13 @@ class RunLog:
                 raise UsageError(f"{name} has {len(values)} values for {len(index)} steps")
         stream = Stream(index, scalars, groups, tensors, index if stored else np.empty(0, np.int64), stored)
         return cls(streams=(stream,), **about)
+
+
+def _basis(applied: Array, intended: Array) -> str:
+    """Which of two updates a ratio rests on that takes the applied one where it can."""
+    if np.all(np.isnan(applied)):
+        return "intended"
+    return "applied where it was measured, else intended" if np.any(np.isnan(applied) & ~np.isnan(intended)) else "applied"
 
 
 def _known_by(event: Mapping[str, Any], step: int, end: float) -> bool:

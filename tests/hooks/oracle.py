@@ -107,6 +107,7 @@ class Oracle:
             "applied_steps": max(counts, default=NAN),
             "weight_norm": norm(np.concatenate(self._p)),
             "update_norm": math.hypot(*rows["update_norm"]),
+            "applied_update_norm": math.hypot(*rows["applied_update_norm"]),
         }
         for name, value in (step | known).items():
             self.steps.setdefault(name, []).append(value)

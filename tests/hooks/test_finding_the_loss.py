@@ -176,6 +176,26 @@ def test_a_mean_inside_the_loss_is_no_division(watching: Any, read: Any, line: L
     assert read().series("loss").values.tolist() == pytest.approx([4.0])
 
 
+@pytest.mark.parametrize("per", ["tokens of the step", "tokens of the micro-batch"])
+def test_sums_over_tokens_add_up_only_where_divided_by_the_tokens_of_the_step(
+    watching: Any, read: Any, line: Line, optimizer: Any, per: str
+) -> None:
+    """Transformers divides the sum of a micro-batch's losses by the tokens of the whole step; others take the mean by hand."""
+    losses = []
+    with watching(line, optimizer):
+        for count in (2, 6):
+            logits = line.w.new_ones(count, 1) * line.w * torch.tensor([1.0, 3.0])
+            targets = torch.tensor([0] * count + [-100])  # one that is ignored
+            logits = torch.cat([logits, logits[:1]])
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+            loss = loss / (8 if per == "tokens of the step" else count)
+            loss.backward()
+            losses.append(float(loss))
+        optimizer.step()
+    expected = sum(losses) if per == "tokens of the step" else sum(losses) / 2
+    assert read().series("loss").values.tolist() == pytest.approx([expected], rel=1e-6)
+
+
 # ---- exceptions --------------------------------------------------------------------------------------------------------
 
 

@@ -512,15 +512,12 @@ def test_other_optimizers_degrade(watching: Any, read: Any, name: str) -> None:
             optimizer.zero_grad()
     run = read()
     assert run.steps.tolist() == [1, 2, 3, 4] and run.attempts == 1
-    scratch = "nesterov" in name  # its gradients are no longer what they were
     for metric, truth in (("grad_norm_used", norms), ("grad_norm", norms), ("weight_norm", weights)):
-        if scratch and metric != "weight_norm":
-            assert not run.has(metric, "tensor") and not run.has(metric)
-        else:
-            assert run.table(metric).values[1:] == pytest.approx(np.array(truth), rel=1e-5)
+        assert run.table(metric).values[1:] == pytest.approx(np.array(truth), rel=1e-5)
     assert run.series("lr").values.tolist() == [0.01] * 4
     assert np.isfinite(run.series("loss").values).all()
-    assert not run.has("update_norm", "tensor") and not run.has("update_norm") and not run.has("exp_avg_norm", "tensor")
+    assert not run.has("update_norm", "tensor") and not run.has("update_norm")
+    assert run.has("applied_update_norm", "tensor") and run.series("update_ratio").basis == "applied"
     if "SGD" in name:
         assert not run.has("applied_steps")
     else:
@@ -530,17 +527,22 @@ def test_other_optimizers_degrade(watching: Any, read: Any, name: str) -> None:
 def test_sparse_gradients(watching: Any, read: Any) -> None:
     model = torch.nn.ModuleDict({"e": torch.nn.Embedding(5, 4, sparse=True), "l": torch.nn.Linear(4, 2)})
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    truth = []
     with watching(model, optimizer):
         for _ in range(3):
             model["l"](model["e"](torch.tensor([1, 1, 2]))).square().sum().backward()
+            truth.append(model["e"].weight.grad.to_dense())  # row 1 has two entries
             optimizer.step()
+            assert not model["e"].weight.grad.is_coalesced(), "the user's gradient is as it was"
             optimizer.zero_grad()
     run = read()
     assert run.steps.tolist() == [1, 2, 3]
     assert np.isfinite(run.series("loss").values).all()
-    assert np.isfinite(run.table("grad_norm_used").series("l.weight").values[1:]).all()
-    assert np.isnan(run.table("grad_norm_used").series("e.weight").values).all()
-    assert not run.has("grad_norm_used"), "the norm of all gradients is not known where one was not measured"
+    for metric, of in (("grad_norm_used", torch.Tensor.norm), ("grad_absmax", lambda g: g.abs().max())):
+        got = run.table(metric).series("e.weight").values[1:]
+        np.testing.assert_allclose(got, [float(of(g)) for g in truth], rtol=1e-6)
+    assert run.table("grad_zero_fraction").series("e.weight").values[1:] == pytest.approx([12 / 20] * 3)
+    assert np.isfinite(run.series("grad_norm_used").values).all() and np.isfinite(run.series("update_ratio").values).all()
 
 
 def test_a_model_in_bfloat16(watching: Any, read: Any) -> None:

@@ -21,6 +21,8 @@ from stabkit.hooks.statistics import (
     cpu,
     measure_after,
     measure_before,
+    measure_moves,
+    measure_sizes,
 )
 
 COUNTS = {"grad_nonfinite", "grad_zeros", "eps_count", "weight_nonfinite"}
@@ -463,3 +465,59 @@ def test_backends_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(here, plain, rtol=2e-6, atol=0)
     for column in (i for i, name in enumerate(AFTER_COLUMNS) if name in COUNTS):
         assert np.array_equal(here[:, column], plain[:, column], equal_nan=True)
+
+
+# ---- tensors by themselves -------------------------------------------------------------------------------------------
+
+
+def of_any_kind() -> dict[str, torch.Tensor]:
+    """Tensors of every kind a gradient can have."""
+    bad = torch.randn(40, 50)
+    bad[3, 4], bad[5, 6], bad[7] = math.nan, -math.inf, 0.0
+    index = torch.tensor([[1, 1, 4, 6]])
+    values = torch.randn(4, 3)
+    values[2, 1] = 0.0
+    return {
+        "plain": torch.randn(300, 200), "transposed": torch.randn(6, 5).t(), "gaps": torch.randn(10, 3)[::2],
+        "empty": torch.zeros(0, 3), "scalar": torch.tensor(-3.0), "zeros": torch.zeros(5), "bad": bad,
+        "bfloat16": torch.randn(70, 9).bfloat16(), "float64": torch.randn(9).double() * 1e30, "tiny": torch.randn(9) * 1e-18,
+        "huge": torch.randn(2000) * 1e18, "complex": torch.randn(4, 4, dtype=torch.complex64),
+        "sparse": torch.sparse_coo_tensor(index, values, (8, 3)), "no entries": torch.sparse_coo_tensor(size=(8, 3)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", of_any_kind())
+def test_the_size_of_any_tensor(kind: str) -> None:
+    tensor = of_any_kind()[kind]
+    version = tensor._version
+    x = flat(tensor.to_dense())
+    assert x is not None
+    ((sumsq, absmax, nonfinite, zeros),) = measure_sizes([tensor])
+    finite = np.abs(x[np.isfinite(x)])
+    np.testing.assert_allclose(sumsq, np.sum(x * x), rtol=1e-6)
+    np.testing.assert_allclose(absmax, finite.max() if finite.size else 0.0, rtol=1e-12)
+    assert (nonfinite, zeros) == (np.sum(~np.isfinite(x)), np.sum(x == 0))
+    assert tensor._version == version
+    if kind == "sparse":
+        assert not tensor.is_coalesced()
+
+
+def test_a_layout_that_is_not_known_is_missing() -> None:
+    assert np.isnan(measure_sizes([torch.eye(4).to_sparse_csr()])).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("rate", [1e-2, 1e-6])
+def test_what_a_step_did(dtype: torch.dtype, rate: float) -> None:
+    for shape in ((300, 200), (7,), (), (0, 3)):
+        before = torch.randn(shape).to(dtype)
+        after = before - (torch.randn(shape) * rate).to(dtype)
+        if len(shape) == 2 and shape[0]:
+            before, after = before.t(), after.t()
+        a, b = flat(after), flat(before)
+        assert a is not None and b is not None
+        copy = before.clone()
+        ((sumsq, dot),) = measure_moves([after], [copy])
+        np.testing.assert_allclose(sumsq, np.sum((a - b) ** 2), rtol=1e-6)
+        scale = np.sqrt(np.sum(b * b) * np.sum((a - b) ** 2))
+        np.testing.assert_allclose(dot, np.sum(b * (a - b)), rtol=0, atol=1e-6 * scale)

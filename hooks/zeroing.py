@@ -1,0 +1,43 @@
+"""Sees gradients being zeroed in place: `zero_grad(set_to_none=False)` of optimizers and modules.
+
+Gradients set to None need no looking at. Whether a gradient that is there is all zeros could be told from its elements, but
+on a device that would make training wait.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
+from stabkit.hooks.optimizer import parameters_of
+
+__all__ = ["install"]
+
+
+def install() -> list[Undo]:
+    """Patch `zero_grad` of the base classes: event "zeroed" (parameters), after it."""
+    undo = (
+        patch_attribute(Optimizer, "zero_grad", _wrapper(parameters_of)),
+        patch_attribute(nn.Module, "zero_grad", _wrapper(nn.Module.parameters)),
+    )
+    return [u for u in undo if u is not None]
+
+
+def _wrapper(parameters: Callable[[Any], Iterable[torch.Tensor]]) -> Callable[[Any], Any]:
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            if not torch.compiler.is_compiling() and listening():
+                notify("zeroed", self, parameters)
+            return result
+
+        return zero_grad
+
+    return wrap

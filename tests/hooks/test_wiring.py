@@ -1,0 +1,201 @@
+"""What the recorders keep of the order in which a loop does things: each fact, and its absence from a correct loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+import stabkit
+from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
+
+FACTS = (
+    "clips_before_backward", "clips_between_backwards", "clips_after_backward", "kept_gradients", "dropped_backwards",
+    "step_outside_scaler", "scaler_updates", "scheduler_steps_before_backward", "scheduler_steps_between_backwards",
+    "scheduler_steps_after_backward",
+)  # fmt: skip
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+def facts(run: stabkit.RunLog, step: int = 3) -> dict[str, float]:
+    """The facts that are not 0 in a step."""
+    at = int(np.flatnonzero(run.steps == step)[0])
+    values = {name: float(run.series(name).values[at]) for name in FACTS}
+    return {name: value for name, value in values.items() if value}
+
+
+def halved(optimizer: Any) -> Any:
+    return schedulers.LambdaLR(optimizer, lambda step: 0.5**step)
+
+
+AFTER = {"clips_after_backward": 1.0}
+SCALED = {"scaler_updates": 1.0}
+CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
+    "plain": ({}, AFTER),
+    "zeroed in place": ({"to_none": False}, AFTER),
+    "zeroed before": ({"zero": "before"}, AFTER),
+    "accumulated": ({"micro_batches": 4}, AFTER),
+    "scaled": ({"scaler": True}, AFTER | SCALED),
+    "scaled and never clipped": ({"scaler": True, "clip": ""}, SCALED),
+    "clipped by hand": ({"clip": "by hand"}, {}),
+    "scheduled": ({"scheduler": halved}, AFTER | {"scheduler_steps_before_backward": 1.0}),
+    "never zeroed": ({"zero": ""}, AFTER | {"kept_gradients": 1.0}),
+    "never zeroed, accumulated": ({"zero": "", "micro_batches": 3}, AFTER | {"kept_gradients": 1.0}),
+    "clipped before backward": ({"clip": "before", "to_none": False}, {"clips_before_backward": 1.0}),
+    "clipped before backward, without gradients": ({"clip": "before"}, {"clips_before_backward": 1.0}),
+    "clipped per micro-batch": (
+        {"clip": "between", "micro_batches": 3}, {"clips_between_backwards": 2.0, "clips_after_backward": 1.0}
+    ),
+    "stepped beside the scaler": (
+        {"scaler": True, "step_through": False, "update": False, "clip": "", "unscale": False}, {"step_outside_scaler": 2.0}
+    ),
+    "unscaled, then stepped beside the scaler": (
+        {"scaler": True, "step_through": False}, AFTER | SCALED | {"step_outside_scaler": 1.0}
+    ),
+    "scheduled before the optimizer": (
+        {"scheduler": halved, "schedule": "before"}, AFTER | {"scheduler_steps_after_backward": 1.0}
+    ),
+    "scheduled per micro-batch": (
+        {"scheduler": halved, "schedule": "micro", "micro_batches": 3},
+        AFTER | {"scheduler_steps_between_backwards": 2.0, "scheduler_steps_after_backward": 1.0},
+    ),
+}  # fmt: skip
+
+
+@implementations
+@pytest.mark.parametrize("name", CASES)
+def test_what_the_loop_did(name: str, implementation: str, tmp_path: Path) -> None:
+    options, expected = CASES[name]
+    run = Loop(implementation=implementation, steps=4, **options).run(tmp_path)
+    assert facts(run) == expected
+    assert not any(event["event"] == "fault" for event in run.events)
+
+
+@implementations
+@pytest.mark.parametrize("unscale", [True, False])
+def test_the_scale_that_clipping_found(unscale: bool, implementation: str, tmp_path: Path) -> None:
+    run = Loop(implementation=implementation, scaler=True, unscale=unscale).run(tmp_path)
+    assert set(run.series("clip_scale").values) == {1.0 if unscale else 1024.0}
+
+
+def test_a_clip_without_limit_only_measures(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(3):
+            nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
+            train(model, optimizer)
+    assert facts(stabkit.load(tmp_path)) == {}
+
+
+def test_clipping_another_model_is_not_ours(tmp_path: Path) -> None:
+    model, optimizer = make()
+    other, _ = make()
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(3):
+            other(torch.ones(2, 4)).sum().backward()
+            nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+            train(model, optimizer)
+    assert facts(stabkit.load(tmp_path)) == {}
+
+
+def test_gradients_thrown_away_are_counted(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(3):
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.zero_grad()
+            train(model, optimizer)
+    assert facts(stabkit.load(tmp_path)) == {"dropped_backwards": 1.0}
+
+
+def test_the_discriminator_keeps_nothing_though_the_generator_reaches_it(tmp_path: Path) -> None:
+    discriminator, optimizer = make()
+    generator, other = make()
+    with stabkit.watch({"d": discriminator, "g": generator}, [optimizer, other], tmp_path, tensorboard=False):
+        for _ in range(4):
+            optimizer.zero_grad()
+            discriminator(generator(torch.ones(2, 4)).detach()).sum().backward()
+            optimizer.step()
+            other.zero_grad()
+            discriminator(generator(torch.ones(2, 4))).sum().backward()
+            other.step()
+    run = stabkit.load(tmp_path)
+    assert facts(run.optimizer(0)) == {"dropped_backwards": 1.0}
+    assert facts(run.optimizer(1)) == {}
+
+
+def test_the_making_of_a_scheduler_is_no_step_of_it(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        parts = [schedulers.LinearLR(optimizer), schedulers.CosineAnnealingLR(optimizer, 10)]
+        made = [
+            schedulers.SequentialLR(optimizer, parts, [3]),
+            schedulers.CosineAnnealingWarmRestarts(optimizer, 5),
+            schedulers.OneCycleLR(optimizer, 0.1, total_steps=9),
+        ]
+        for _ in range(3):
+            train(model, optimizer)
+            for scheduler in made:
+                scheduler.step()
+    run = stabkit.load(tmp_path)
+    assert list(run.series("scheduler_steps_before_backward").values) == [0, 3, 3]
+    kinds = [event["kind"] for event in run.events if event["event"] == "scheduler"]
+    assert kinds == ["SequentialLR", "CosineAnnealingWarmRestarts", "OneCycleLR"]
+
+
+def test_a_scheduler_that_is_attached_but_never_stepped_leaves_a_note(tmp_path: Path) -> None:
+    run = Loop(scheduler=halved, schedule="").run(tmp_path)
+    assert [e["optimizer"] for e in run.events if e["event"] == "scheduled"] == [0]
+    assert not [e for e in run.events if e["event"] == "scheduler"]
+    assert not [e for e in Loop().run(tmp_path / "other").events if e["event"] == "scheduled"]
+
+
+def test_parameters_with_gradients_in_no_optimizer_are_told_once(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model[0].parameters())
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(30):
+            train(model, optimizer)
+    (told,) = [e for e in stabkit.load(tmp_path).events if e["event"] == "orphans"]
+    assert (told["parameters"], told["count"], told["step"]) == (["1.weight", "1.bias"], 2, 20)
+
+
+def test_parameters_of_an_optimizer_that_is_not_watched_are_no_orphans(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer, other = (torch.optim.AdamW(part.parameters()) for part in model)
+    model[0].bias.requires_grad_(False)
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(5):
+            train(model, optimizer, other)
+    assert not [e for e in stabkit.load(tmp_path).events if e["event"] == "orphans"]
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_how_the_run_ended_is_in_the_log(error: Any, tmp_path: Path) -> None:
+    model, optimizer = make()
+    try:
+        with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+            train(model, optimizer)
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert [e["error"] for e in stabkit.load(tmp_path).events if e["event"] == "close"] == [error and error.__name__]
+
+
+def make() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def train(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+    model(torch.ones(2, 4)).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
