@@ -8,7 +8,7 @@ How it decides:     Robust z-score of log(loss) (of the loss itself from its fir
                     the spread taken around their own trend. Outliers stay out of the baseline; spikes up to 30 steps
                     apart are one. The first 20 steps have no baseline and are not judged, nor is a loss after 100 zeros:
                     there is no noise to measure against. Of several ranks, each measured by its own past, one is
-                    named where the others rose less than 15 % as much (in log).
+                    named where the others rose less than 15 % as much in log, or 1 % in the loss.
 Known false alarms: A change of the data mix; batches of very unequal difficulty; an epoch boundary.
 What to try:        Look at the batches of the steps named. Clip the gradient norm; lower beta2 (0.95 is usual for
                     language models) or the peak rate.

@@ -11,7 +11,9 @@ from stabkit.runlog import RunLog
 __all__ = ["OwnLoss", "broken_rank", "rank_that_rose"]
 
 SHARE = 0.15
-"""A rank rose alone where the others rose, on average, less than this share as much (of logarithms, if all are positive)."""
+"""A rank rose alone where the others rose on average less than this share as much, in logarithms of positive losses,"""
+NEGLIGIBLE = 0.01
+"""or less than this share of it in the losses themselves."""
 WINDOW = 30
 LEAST = 5
 
@@ -37,9 +39,13 @@ def rank_that_rose(run: RunLog, step: int) -> OwnLoss | None:
     if len(losses) < 2 or not all(np.isfinite([one.loss, one.level]).all() for one in losses):
         return None
     now, before = np.array([one.loss for one in losses]), np.array([one.level for one in losses])
-    rises = np.log(now / before) if min(now.min(), before.min()) > 0 else now - before
-    worst = int(np.argmax(rises))
-    return losses[worst] if np.mean(np.delete(rises, worst)) < SHARE * rises[worst] else None
+    worst = int(np.argmax(now - before))
+    others = np.delete(now - before, worst)
+    alone = np.mean(others) < NEGLIGIBLE * (now - before)[worst]
+    if min(now.min(), before.min()) > 0:  # losses of batches vary by factors
+        factors = np.log(now / before)
+        alone = alone or np.mean(np.delete(factors, worst)) < SHARE * factors[worst]
+    return losses[worst] if alone else None
 
 
 def broken_rank(run: RunLog, step: int) -> OwnLoss | None:
