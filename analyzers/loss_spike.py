@@ -7,7 +7,8 @@ How it decides:     Robust z-score of log(loss) (of the loss itself from its fir
                     and at least 5 % above its recent level: the median of the latest third of the last 100 finite values,
                     the spread taken around their own trend. Outliers stay out of the baseline; spikes up to 30 steps
                     apart are one. The first 20 steps have no baseline and are not judged, nor is a loss after 100 zeros:
-                    there is no noise to measure against.
+                    there is no noise to measure against. Of several ranks, each measured by its own past, one is
+                    named where the others rose less than 15 % as much in log, or 1 % in the loss.
 Known false alarms: A change of the data mix; batches of very unequal difficulty; an epoch boundary.
 What to try:        Look at the batches of the steps named. Clip the gradient norm; lower beta2 (0.95 is usual for
                     language models) or the peak rate.
@@ -25,6 +26,7 @@ import numpy as np
 
 from stabkit.analyzers.base import Rule, Thresholds, found
 from stabkit.analyzers.level import LossLevel, loss_level
+from stabkit.analyzers.ranks import OwnLoss, rank_that_rose
 from stabkit.analyzers.series import episodes, lasts
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
@@ -61,15 +63,18 @@ class LossSpike:
         with np.errstate(invalid="ignore", over="ignore"):
             out = (loss.score > limits.score) & (loss.values - loss.level > limits.rise * np.abs(loss.level))
         for first, last in episodes(out, limits.gap, loss.steps):
-            yield self._finding(loss, first, last)
+            yield self._finding(loss, first, last, rank_that_rose(run, int(loss.steps[first])))
 
-    def _finding(self, loss: LossLevel, first: int, last: int) -> Finding:
+    def _finding(self, loss: LossLevel, first: int, last: int, alone: OwnLoss | None) -> Finding:
         during = loss.values[first : last + 1]
         peak = first + int(np.argmax(np.where(np.isfinite(during), during, -np.inf)))
         step, level = int(loss.steps[first]), float(loss.level[first])
+        begun, batch = (f"; it began on {alone.rank} alone", f" on {alone.rank}") if alone else ("", "")
+        own = [Evidence(metric=f"loss of {alone.rank}", observed=alone.loss, expected=alone.level, step=step,
+                        note="its own recent median")] if alone else []  # fmt: skip
         return found(
             RULE,
-            message=f"loss rose from about {level:.4g} to {loss.values[peak]:.4g} at step {loss.steps[peak]}",
+            message=f"loss rose from about {level:.4g} to {loss.values[peak]:.4g} at step {loss.steps[peak]}{begun}",
             first_step=step,
             last_step=int(loss.steps[last]),
             event_step=int(loss.steps[peak]),
@@ -79,7 +84,8 @@ class LossSpike:
                 Evidence(metric="loss", observed=float(loss.values[first]), expected=level, step=step, note="recent median"),
                 Evidence(metric="loss z-score", observed=float(loss.score[first]), expected=self.thresholds.score, step=step,
                          note="on log(loss)" if loss.logarithmic[first] else "on the loss"),
+                *own,
             ),
-            advice=f"Look at the batch of step {step}, and at step {step - 1}, which made the weights it met. If such batches "
-            "are to stay: clip the gradient norm, or lower beta2 or the rate.",
+            advice=f"Look at the batch of step {step}{batch}, and at step {step - 1}, which made the weights it met. If such "
+            "batches are to stay: clip the gradient norm, or lower beta2 or the rate.",
         )  # fmt: skip

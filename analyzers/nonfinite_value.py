@@ -9,7 +9,7 @@ How it decides:     Counts of elements that are not finite. In one step the loss
                     one latest in the model comes first. Clipping by a norm that is not finite spreads it to every
                     gradient: then no tensor is named. Steps that a GradScaler skipped are its ordinary work and do not
                     count. A matrix that grew at least 4-fold over the 50 steps before, and 4 times as much as the median
-                    matrix, is told as a precursor.
+                    matrix, is told as a precursor. Where one of several ranks alone had such a loss, it is named.
 Known false alarms: A loss that is NaN by design on empty batches, if it is not stepped on.
 What to try:        Restart from a checkpoint at or before the last good step. With a finite loss and gradients before it,
                     rerun that step alone under torch.autograd.set_detect_anomaly(True) on the same batch.
@@ -26,6 +26,7 @@ import numpy as np
 
 from stabkit.analyzers.base import Rule, Thresholds, found
 from stabkit.analyzers.level import broken_losses, skipped_steps
+from stabkit.analyzers.ranks import broken_rank
 from stabkit.analyzers.series import known_max, known_median
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
@@ -84,6 +85,10 @@ class NonfiniteValue:
         others = f" and {len(first.tensors) - 1} more" if len(first.tensors) > 1 else " of every tensor" if first.spread else ""
         before = f"; before it {precursors[0].tensor or precursors[0].metric} grew {precursors[0].note}" if precursors else ""
         good = _last_good(run, first.step)
+        alone = broken_rank(run, first.step) if first.what == "loss" else None
+        own = [Evidence(metric=f"loss of {alone.rank}", observed=alone.loss, step=first.step,
+                        note="those of the other ranks were finite")] if alone else []  # fmt: skip
+        others += f" of {alone.rank} alone" if alone else ""
         yield found(
             RULE,
             message=f"first NaN or Inf {where}{others} at step {first.step}{before}",
@@ -97,9 +102,10 @@ class NonfiniteValue:
                 Evidence(metric=first.what if first.what == "loss" else f"{first.what}_nonfinite", observed=first.observed,
                          expected=None if first.what == "loss" else 0.0, step=first.step,
                          tensor=first.tensors[0] if first.tensors else None),
+                *own,
                 *precursors,
             ),
-            advice=_advice(first, precursors, good),
+            advice=_advice(first, precursors, good, alone.rank if alone else ""),
         )  # fmt: skip
 
     def _precursors(self, run: RunLog, step: int) -> tuple[Evidence, ...]:
@@ -182,12 +188,13 @@ def _state(run: RunLog) -> State:
     return State.RECOVERED if not np.nansum(weights) and np.isfinite(loss) else State.ONGOING
 
 
-def _advice(first: _First, precursors: tuple[Evidence, ...], good: int | None) -> str:
+def _advice(first: _First, precursors: tuple[Evidence, ...], good: int | None, rank: str) -> str:
     restart = "Start again." if good is None else f"Restart from a checkpoint at or before step {good}."
     if precursors:
         return f"{restart} Look at {precursors[0].tensor} first: its {precursors[0].metric} grew before anything else broke."
     if first.what == "loss":
-        return f"{restart} Nothing grew before: look at the batch of step {first.step} and at the loss itself (log of 0, 0/0)."
+        batch = f"batch of step {first.step}" + (f" on {rank}" if rank else "")
+        return f"{restart} Nothing grew before: look at the {batch} and at the loss itself (log of 0, 0/0)."
     spread = "; clipping by a NaN norm hides in which tensor it began" if first.spread else ""
     return (
         f"{restart} Nothing grew before and the loss was finite{spread}: rerun step {first.step} under "

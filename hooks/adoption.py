@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
+from stabkit.hooks.distributed import Pending
 from stabkit.hooks.gradients import is_zero, signatures
 from stabkit.hooks.loss import Root
 from stabkit.hooks.recorder import StepRecorder
@@ -35,13 +36,14 @@ class EarlyRecorder(StepRecorder):
 
     Args:
         parameters: The model's.
+        pending: Where to look for gradients that are kept back.
     """
 
-    def __init__(self, parameters: list[torch.Tensor]) -> None:
+    def __init__(self, parameters: list[torch.Tensor], pending: Pending) -> None:
         self._reached: list[set[int]] = []  # the parameters whose gradients each backward call of the window went into
         self._unheld = parameters
         self._first = True  # whether nothing was handed over yet
-        super().__init__(_Undecided(parameters))  # type: ignore[arg-type]
+        super().__init__(_Undecided(parameters), pending=pending)  # type: ignore[arg-type]
 
     @property
     def awake(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import GeneratorType
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad
 
-from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_closure_cell
+from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute, patch_closure_cell
+from stabkit.hooks.distributed import whole
 from stabkit.hooks.schedule import number
 
 __all__ = ["ClipCall", "install"]
@@ -31,6 +33,7 @@ class ClipCall:
         asked: All that it was given, also those without a gradient.
         order: Of the norm; NaN where the user worked the norm out beforehand, and for clipping by value.
         total_norm: A copy of the norm before clipping, 0-d; None for clipping by value.
+        everywhere: Whether that norm is known to be of the whole gradients also where this process holds a shard of them.
         finished: False where it raised.
     """
 
@@ -39,13 +42,17 @@ class ClipCall:
     parameters: list[torch.Tensor]
     order: float = float("nan")
     total_norm: torch.Tensor | None = None
+    everywhere: bool = False
     finished: bool = False
     asked: list[torch.Tensor] = field(default_factory=list)
 
 
 def install() -> list[Undo]:
     """Patch the clipping functions: events "clip_begin" and "clip_end" with a `ClipCall`."""
-    undo = (patch_closure_cell(getattr(clip_grad, name, None), _wrapper(kind)) for name, kind in _FUNCTIONS.items())
+    undo = [patch_closure_cell(getattr(clip_grad, name, None), _wrapper(kind)) for name, kind in _FUNCTIONS.items()]
+    fsdp1 = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    if fsdp1 is not None:  # its clip_grad_norm_ scales the gradients itself
+        undo.append(patch_attribute(fsdp1, "clip_grad_norm_", _wrapper("fsdp1")))
     return [u for u in undo if u is not None]
 
 
@@ -95,14 +102,14 @@ def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipC
         return args[place] if len(args) > place else kwargs.get(name, default)
 
     try:
-        parameters = argument(0, "parameters")
+        parameters = argument(0, "parameters") if kind != "fsdp1" else args[0].parameters()
         asked = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         tensors = [p for p in asked if p.grad is not None]
         if kind == "value":
             return ClipCall("value", number(argument(1, "clip_value")), tensors, asked=asked)
-        call = ClipCall("norm", number(argument(1, "max_norm")), tensors, asked=asked)
+        call = ClipCall("norm", number(argument(1, "max_norm")), tensors, asked=asked, everywhere=kind == "fsdp1")
         if kind == "with_norm":
-            call.total_norm = _copy(argument(2, "total_norm"))
+            call.total_norm, call.everywhere = _copy(given := argument(2, "total_norm")), _is_distributed(given)
         else:
             call.order = number(float(argument(2, "norm_type", 2.0)))
         return call
@@ -114,11 +121,15 @@ def _finish(call: ClipCall, result: Any) -> None:
     call.finished = True
     try:
         if call.kind == "norm" and call.total_norm is None:
-            call.total_norm = _copy(result)
+            call.total_norm, call.everywhere = _copy(result), call.everywhere or _is_distributed(result)
     except Exception:  # the norm stays unknown; the user's clipping is done and must not fail
         call.total_norm = None
 
 
+def _is_distributed(norm: Any) -> bool:
+    return hasattr(norm, "_local_tensor")
+
+
 def _copy(norm: Any) -> torch.Tensor | None:
-    # Exactly a Tensor: arithmetic on a DTensor could start a collective.
-    return norm.detach().to(torch.float64, copy=True).reshape(()) if type(norm) is torch.Tensor else None
+    own = whole(norm) if isinstance(norm, torch.Tensor) else None
+    return None if own is None else own.detach().to(torch.float64, copy=True).reshape(())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from stabkit.hooks.clip import ClipCall
+from stabkit.hooks.distributed import local, local_like, version
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import Batch, Later, Number
 from stabkit.metric import Array
@@ -25,7 +26,8 @@ _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximi
 
 def signatures(parameters: Sequence[torch.Tensor]) -> list[Signature]:
     """(identity, version) of each parameter's gradient, None where it has none."""
-    return [None if (g := p.grad) is None else (id(g), g._version) for p in parameters]
+    plain = torch.Tensor
+    return [None if (g := p.grad) is None else (id(g), g._version if type(g) is plain else version(g)) for p in parameters]
 
 
 class GradientLedger:
@@ -101,7 +103,7 @@ class GradientLedger:
         """The gradients of these were set to None or to zero."""
         for place in (self._place.get(id(p)) for p in parameters):
             if place is not None and (grad := self.parameters[place].grad) is not None:
-                self._zeroed[place] = (id(grad), grad._version)
+                self._zeroed[place] = (id(grad), version(grad))
 
     def before_backward(self, now: list[Signature]) -> None:
         """A further backward begins: whatever changed since the last one was not us."""
@@ -125,7 +127,8 @@ class GradientLedger:
         places = self._places(call)
         self._altered.update(i for i in places if i in self._clipped)
         if call.kind == "value":
-            grads = {i: g for i in places if (g := self.parameters[i].grad) is not None and g.layout is torch.strided}
+            shards = {i: local_like(self.parameters[i].grad, self.parameters[i]) for i in places}
+            grads = {i: g for i, g in shards.items() if g is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
 
@@ -139,7 +142,7 @@ class GradientLedger:
 
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
-        self._seen = signatures(self.parameters)
+        self.accept()
         places = self._places(call)
         self._clipped.update(dict.fromkeys(places, call))
         if not call.finished:
@@ -150,6 +153,10 @@ class GradientLedger:
     def close(self) -> None:
         """The step begins: what was written until now counts."""
         self._compare(signatures(self.parameters))
+
+    def accept(self) -> None:
+        """Take the writes since the last event as understood."""
+        self._seen = signatures(self.parameters)
 
     def rewritten(self) -> list[int]:
         """Places of the gradients that were written to since `close`: by the optimizer itself."""
@@ -187,21 +194,27 @@ class GradientLedger:
         """Whether this one call explains all that happened to these gradients since they were complete."""
         return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in places)
 
-    def before_clipping(self, used: Array) -> Array:
-        """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved."""
+    def before_clipping(self, used: Array, owners: Sequence[int]) -> Array:
+        """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved.
+
+        Args:
+            used: The sums of squares as used.
+            owners: The place of the parameter that each of them is of.
+        """
         before = np.full(len(used), np.nan)
         if not self._complete:
             return before
-        for i, value in enumerate(used.tolist()):
+        for row, (i, value) in enumerate(zip(owners, used.tolist(), strict=True)):
             call = self._clipped.get(i)
             if i in self._altered:
                 continue
             if call is None:
-                before[i] = value
-            elif call.kind == "value":
-                before[i] = float(self._sums[i][0]) / self._scale(call) ** 2 if i in self._sums else math.nan
+                before[row] = value
+            elif call.kind == "value":  # noted of whole parameters
+                noted = i in self._sums and len(owners) == len(self.parameters)
+                before[row] = float(self._sums[i][0]) / self._scale(call) ** 2 if noted else math.nan
             else:
-                before[i] = self._unclipped(i, value, self.coefficient(call))
+                before[row] = self._unclipped(i, value, self.coefficient(call))
         return before
 
     def _unclipped(self, i: int, used: float, coefficient: float) -> float:
@@ -210,6 +223,7 @@ class GradientLedger:
         if not coefficient > 0:  # an infinite norm wiped everything out, or the norm was NaN
             return math.nan
         grad = self.parameters[i].grad
+        grad = None if grad is None else local(grad)
         if grad is None:
             return math.nan
         if used == 0 and (coefficient > 1e-7 or grad.numel() == 0):
@@ -229,4 +243,5 @@ class GradientLedger:
 
 def is_zero(grad: torch.Tensor | None) -> bool:
     """Whether all elements are zero; False where looking would make the training wait."""
-    return grad is not None and grad.device.type == "cpu" and grad.layout is torch.strided and not bool(grad.any())
+    own = None if grad is None else local(grad)
+    return own is not None and own.is_cpu and own.layout is torch.strided and not bool(own.any())

@@ -17,6 +17,7 @@ import torch
 import torch.autograd
 
 from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
+from stabkit.hooks.distributed import whole
 from stabkit.hooks.transfer import Batch, Later, Number
 
 __all__ = ["LossWindow", "Root", "install", "look_at"]
@@ -78,9 +79,9 @@ def look_at(roots: Any) -> list[Root]:
     seen = []
     for root in roots if isinstance(roots, (tuple, list)) else (roots,):
         scalar = isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex()
-        # Reading a value on a device would make the training wait; that of a DTensor could start a collective.
-        if scalar and root.is_cpu and not hasattr(root, "_local_tensor"):
-            value = root.detach().to(torch.float64, copy=True).reshape(())
+        own = whole(root) if scalar else None
+        if own is not None and own.is_cpu:  # reading a value on a device would make the training wait
+            value = own.detach().to(torch.float64, copy=True).reshape(())
             seen.append(Root(value, *_describe(root.grad_fn)))
         else:
             seen.append(Root(None))
@@ -197,5 +198,10 @@ def _other_of(node: Any) -> Number | None:
     except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
         return None
     if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
-        return other.detach().clone() if other.is_cpu and other.numel() == 1 and not other.is_complex() else None
+        if not other.is_cpu or other.numel() != 1 or other.is_complex():
+            return None
+        if type(other) is not torch.Tensor:
+            return other.detach().clone()
+        with torch._C._DisableTorchDispatch():  # a dispatch mode of the user's makes torch fail at a number it has wrapped
+            return other.detach().clone()
     return float(other) if isinstance(other, (int, float)) else None

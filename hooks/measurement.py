@@ -40,6 +40,8 @@ _OF_WEIGHT = [_PLACE[name] for name in ("weight_absmax", "weight_nonfinite")]
 _OF_MOVE = [_PLACE[name] for name in ("applied_update_sumsq", "weight_update_dot")]
 _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
 
+_ADDED = [i for i, column in enumerate(TENSOR_COLUMNS) if column.merge == "sum"]
+_AFTER_ALL = [place for name, place in _PLACE.items() if name != "weight_sumsq"]
 _OF_MOMENTS = [
     place
     for name, place in _PLACE.items()
@@ -59,10 +61,10 @@ _DRAWN_OUT = 1e-3
 
 def weights_now(optimizer: Optimizer, roster: Roster) -> Array:
     """Columns that hold the weights as they are, and nothing else."""
-    columns = _blank(len(roster.parameters))
+    columns = _blank(len(roster.owners))
     if not roster.on_host:
         return columns
-    bare = [TensorState(p, None, None, None) for p in roster.parameters]
+    bare = roster.held(roster.bare())
     columns[:, _BEFORE] = measure_before(bare, steps_of(optimizer, roster, group_values(optimizer)))
     roster.squares = columns[:, _PLACE["weight_sumsq"]]
     return columns
@@ -86,6 +88,7 @@ class Measurement:
     Attributes:
         columns: [tensors, columns] in the order of `TENSOR_COLUMNS`.
         places: Of the tensors that had a gradient.
+        unread: Places of those whose gradient was there and could not be read.
     """
 
     def __init__(
@@ -93,13 +96,14 @@ class Measurement:
     ) -> None:
         self._optimizer, self._roster, self._trust, self._closure = optimizer, roster, trust, closure
         self._batch = batch
-        self._states = states_of(optimizer, roster.parameters, trust.moments)
+        self._states = roster.held(states_of(optimizer, roster.parameters, trust.moments))
         if closure:
             for state in self._states:
                 state.grad = None
         groups = group_values(optimizer)
-        self.columns = _blank(len(roster.parameters))
+        self.columns = _blank(len(roster.owners))
         self.places: list[int] = []
+        self.unread: list[int] = []
         plain = trust.is_torch_adam and trust.derives
         self._early = not plain and not closure  # whether the gradients are measured now
         states = self._states if plain else [_without_sparse(s) for s in self._states]
@@ -130,6 +134,7 @@ class Measurement:
         if self._probe is not None:
             self._put_to_the_proof(self._probe, groups, counts, skipped)
         states = self._states_after()
+        counts = [counts[i] for i in self._roster.owners]
         steps = steps_of(self._optimizer, self._roster, groups, counts, self._variant)
         self.places = [i for i, s in enumerate(states) if s.grad is not None]
         dense = [i for i in self.places if states[i].grad.layout is torch.strided]  # type: ignore[union-attr]
@@ -142,8 +147,29 @@ class Measurement:
             self._measure_plainly(states, steps, dense)
         for bits in self._bits:
             bits.compare(states[bits.place], self._batch, self.columns[bits.place])
-        rewritten = ledger.rewritten()
+        rewritten = np.flatnonzero(np.isin(self._roster.owners, ledger.rewritten())).tolist()
         self._batch.afterwards(lambda: self._settle(ledger, rewritten, skipped.value > 0, carried_scale.value))
+        self.unread = self._roster.unread()
+        if self._roster.sharded or self.unread:
+            self._settle_shards(states)
+
+    def _settle_shards(self, states: Sequence[TensorState]) -> None:
+        """Make the columns such that those of all shards can be merged.
+
+        A shard of nothing adds nothing, also where FSDP1 gives it no gradient. A gradient that could not be read is missing,
+        and shows as such by what is known of its weights: of a tensor without a gradient they are not told after the step.
+        """
+        empty = [i for i, s in enumerate(states) if not s.param.numel()]
+        idle = [i for i, s in enumerate(states) if s.grad is None and i not in self.unread]
+        weights = measure_sizes([states[i].param for i in self.unread], self._batch)[:, 1:3]
+
+        def settle() -> None:
+            self.columns[np.ix_(self.unread, _AFTER_ALL)] = math.nan
+            self.columns[np.ix_(idle, _OF_WEIGHT)] = math.nan
+            self.columns[np.ix_(self.unread, _OF_WEIGHT)] = weights
+            self.columns[np.ix_(empty, _ADDED)] = 0.0
+
+        self._batch.afterwards(settle)
 
     def _unscale(self, carried_scale: float) -> None:
         """Take a scale off what was measured before the optimizer did."""
@@ -161,7 +187,9 @@ class Measurement:
             self.columns[:, [*_OF_UPDATE, *_OF_MOMENTS]] = math.nan
         elif self._derived and self._trust.variant != self._variant:  # or in another way
             self.columns[:, _OF_UPDATE] = math.nan
-        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(self.columns[:, _PLACE["grad_used_sumsq"]])
+        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(
+            self.columns[:, _PLACE["grad_used_sumsq"]], self._roster.owners
+        )
         self._roster.squares = self.columns[:, _PLACE["weight_sumsq"]]
 
     def _set(self, where: Any, values: Array) -> None:
@@ -175,7 +203,8 @@ class Measurement:
         moments = trust.look(self._optimizer, states, groups)
         if moments is None:
             return
-        probe.take(states_of(self._optimizer, self._roster.parameters, moments), self._batch)
+        probe.take(self._roster.held(states_of(self._optimizer, self._roster.parameters, moments)), self._batch)
+        counts = [counts[i] for i in self._roster.owners]
         steps = functools.partial(steps_of, self._optimizer, self._roster, groups, counts)
         self._batch.afterwards(lambda: None if skipped.value > 0 else trust.judge(probe, moments, steps, groups))
 
@@ -251,9 +280,9 @@ class Measurement:
         values = values if places is None else values[list(places)]
         return math.sqrt(total) if (total := float(values.sum())) >= 0 and len(values) else math.nan
 
-    def total(self, column: str, places: Sequence[int]) -> float:
-        """A column's sum over some tensors."""
-        return float(self.columns[list(places), _PLACE[column]].sum())
+    def total(self, column: str) -> float:
+        """A column's sum over the tensors that had a gradient."""
+        return float(self.columns[self.places, _PLACE[column]].sum())
 
     def _pass_over(self, carried_scale: float) -> None:
         """Make the columns those of a step that was not taken."""
@@ -271,7 +300,7 @@ class Measurement:
         # The step may have made gradients, or its moments; one by hand may make new moments every time.
         if self._early or self._closure or any(s.exp_avg is None for s in states):
             copies = [s.before for s in states]
-            states = states_of(self._optimizer, self._roster.parameters, self._trust.moments)
+            states = self._roster.held(states_of(self._optimizer, self._roster.parameters, self._trust.moments))
             for state, copy in zip(states, copies, strict=True):
                 state.before = copy
         self._states = []  # the copies of weights must not outlive the step

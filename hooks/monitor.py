@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, loss, optimizer, precision, scaler, schedule, zeroing
+from stabkit.hooks import clip, dispatch, distributed, loss, optimizer, precision, scaler, schedule, zeroing
 from stabkit.hooks.adoption import EarlyRecorder, is_shell, replaces
 from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.ownership import Ownership
@@ -71,13 +71,14 @@ class Monitor:
         self._model, self._sink, self._on_fault = model, sink, on_fault
         self._every, self._exact_updates = every, exact_updates
         self._names, self._roles = named_parameters(model), roles(model)
+        self._pending = distributed.Pending(model)
         self._watched: dict[int, Watched] = {}
         self._adopts = not optimizers
-        self._early = EarlyRecorder(parameters_in(model)) if self._adopts else None
+        self._early = EarlyRecorder(parameters_in(model), self._pending) if self._adopts else None
         self._replaced: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         for o in optimizers:
             found = optimizer.unwrap(o)
-            self._watch(found, StepRecorder(found, every, exact_updates))
+            self._watch(found, StepRecorder(found, every, exact_updates, self._pending))
         self._ownership = Ownership(parameters_in(model), self._names)
         self._schedulers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._roots: list[loss.Root] = []
@@ -98,6 +99,7 @@ class Monitor:
         self._ownership = Ownership((), {})
         self._scaling = scaler.Scaling()
         self._model = self._early = None
+        self._pending = distributed.Pending({})
 
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
@@ -196,6 +198,14 @@ class Monitor:
             self._note("scheduler", optimizer=watched.index if watched else 0, kind=type(scheduler).__name__,
                        last_epoch=epoch, rate=rate, step=watched.step if watched else 0)  # fmt: skip
 
+    def _on_unscale_begin(self, stepping: Any) -> None:
+        if watched := self._find(optimizer.unwrap(stepping)):
+            watched.recorder.unscale_begin()
+
+    def _on_unscale_end(self, stepping: Any) -> None:
+        if watched := self._watched.get(id(optimizer.unwrap(stepping))):
+            watched.recorder.unscale_end()
+
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
             recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer))
@@ -269,18 +279,20 @@ class Monitor:
         trust = watched.recorder.trust
         if trust.news is not None:
             (why, place), trust.news = trust.news, None
-            name = self._names.get(id(watched.recorder.parameters[place]), (f"parameter {place}",))[0]
+            parameter = watched.recorder.parameters[watched.recorder.roster.owners[place]]
+            name = self._names.get(id(parameter), (f"parameter {place}",))[0]
             self._note("update-measured", optimizer=watched.index, why=why, tensor=name, step=watched.step)
 
     def _lay_out(self, watched: Watched, stepping: Optimizer) -> None:
         self._names, self._roles = named_parameters(self._model), roles(self._model)
         missing = watched.recorder.trust.missing(self._exact_updates)
-        watched.layout = self._sink.layout(
-            watched.index, optimizer.layout_of(stepping, self._names, self._roles, watched.index, missing)
-        )
+        flat = distributed.held_of(self._model)
+        layout = optimizer.layout_of(stepping, self._names, self._roles, watched.index, missing, flat)
+        watched.layout = self._sink.layout(watched.index, layout)
         if watched.laid_out is None and schedule.attached(stepping):
             self._note("scheduled", optimizer=watched.index)
         watched.laid_out = watched.recorder.roster
+        watched.laid_out.sharded = any(tensor.shards > 1 for tensor in layout.tensors)
         self._ownership.hold(watched.recorder.parameters)
         if not watched.laid_out.on_host:
             self._note("unmeasured", optimizer=watched.index, why="parameters on a device", step=self.step)
@@ -299,7 +311,7 @@ class Monitor:
 
     def _adopt(self, found: Optimizer, earlier: Watched | None) -> Watched:
         """Watch an optimizer from now on, in the place of the one it was made to replace; what was seen before is its own."""
-        recorder = StepRecorder(found, self._every, self._exact_updates)
+        recorder = StepRecorder(found, self._every, self._exact_updates, self._pending)
         if self._early is not None and self._early.awake:
             self._early.hand_over(recorder, [*(w.recorder for w in self._watched.values()), recorder])
         elif earlier is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["named_parameters", "parameters_in", "roles"]
+__all__ = ["in_flat", "named_parameters", "parameters_in", "role_of", "roles"]
 
 _NORMS = (
     nn.LayerNorm,
@@ -46,7 +46,8 @@ def roles(model: Any) -> dict[int, str]:
     for _, module in _modules(model):
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
-                found.setdefault(id(parameter), _role(part, name, parameter))
+                shape = (0, 0) if is_lazy(parameter) else tuple(parameter.shape)
+                found.setdefault(id(parameter), role_of(part, name, shape))
     return found
 
 
@@ -56,14 +57,22 @@ def _modules(model: Any) -> list[tuple[str, nn.Module]]:
     return [("", model)]
 
 
-def _role(module: nn.Module, name: str, parameter: torch.Tensor) -> str:
+def in_flat(flat: str, name: str) -> str:
+    """The name of a tensor inside a flat parameter of FSDP1 that is called "blocks.0._flat_param"."""
+    for prefix in _PREFIXES:
+        name = name.replace(prefix, "")
+    return flat.removesuffix("_flat_param") + name
+
+
+def role_of(module: nn.Module | None, name: str, shape: tuple[int, ...]) -> str:
+    """The role of a parameter by the module it belongs to, None where that is not known, its name and its shape."""
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
     if isinstance(module, _NORMS) or type(module).__name__.endswith("Norm"):
         return "norm"
     if name.endswith("bias"):
         return "bias"
-    return "matrix" if is_lazy(parameter) or parameter.dim() > 1 else "vector"
+    return "matrix" if len(shape) > 1 else "vector"
 
 
 def _clean(name: str, module: nn.Module) -> str:

@@ -17,7 +17,9 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabkit.hooks.dispatch import Undo, notify
+from stabkit.hooks.distributed import Held, cuts, held, is_plain, local, local_like, rank_and_world
 from stabkit.hooks.formula import Moments, Variant
+from stabkit.hooks.names import in_flat, role_of
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
 from stabkit.hooks.transfer import host_number
@@ -37,6 +39,8 @@ __all__ = [
     "unwrap",
 ]
 
+_NOWHERE: Mapping[int, tuple[Held, ...]] = {}
+_ONE = [None]
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -103,35 +107,73 @@ class Roster:
 
     Attributes:
         parameters: Every parameter of every group, in order.
-        lengths: The number of parameters of each group.
-        trainable: Whether each asks for a gradient.
-        groups: The group of each parameter.
+        owners: The place of the parameter of each tensor: its own, but for the tensors of a flat parameter of FSDP1.
+        lengths: The number of tensors of each group.
+        trainable: Whether each parameter asks for a gradient.
+        groups: The group of each tensor.
         on_host: Whether all of them can be read without making the training wait.
-        coarse: Places of those of 16 bits, whose updates may be rounded away.
-        squares: Of each the sum of squares when last measured, NaN before.
+        coarse: Places of the tensors of 16 bits, whose updates may be rounded away.
+        squares: Of each tensor the sum of squares when last measured, NaN before.
+        plain: Whether each parameter is an ordinary tensor, and one tensor.
+        sharded: Whether this process holds a part of any tensor only.
     """
+
+    sharded = False
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.parameters = parameters_of(optimizer)
-        self.lengths = [len(group["params"]) for group in optimizer.param_groups]
+        self._counts = [len(group["params"]) for group in optimizer.param_groups]
+        self._cuts = {i: found for i, p in enumerate(self.parameters) if (found := cuts(p)) is not None}
+        many = [len(self._cuts.get(i, _ONE)) for i in range(len(self.parameters))]
+        self.owners: list[int] = np.repeat(np.arange(len(many)), many).tolist()
+        ends = np.cumsum([0, *self._counts])
+        self.lengths = [sum(many[begin:end]) for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+        self.plain = not self._cuts and all(is_plain(p) for p in self.parameters)
         self.trainable = [p.requires_grad for p in self.parameters]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.on_host = all(p.is_cpu for p in self.parameters)
-        self.coarse = [i for i, p in enumerate(self.parameters) if p.dtype in (torch.bfloat16, torch.float16)]
-        self.squares: Array = np.full(len(self.parameters), np.nan)
+        self.coarse = [i for i, at in enumerate(self.owners) if self.parameters[at].dtype in (torch.bfloat16, torch.float16)]
+        self.squares: Array = np.full(len(self.owners), np.nan)
 
     @cached_property
     def sizes(self) -> Array:
-        """The number of elements of each parameter, asked for when they step: a lazy layer's have none before."""
-        return np.array([p.numel() for p in self.parameters], dtype=np.float64)
+        """The number of elements held here of each tensor, asked for when they step: a lazy layer's have none before."""
+        return np.array([state.param.numel() for state in self.held(self.bare())], dtype=np.float64)
 
     def holds(self, optimizer: Optimizer) -> bool:
         """Whether it is still true."""
         groups = optimizer.param_groups
-        return [len(group["params"]) for group in groups] == self.lengths and all(
+        return [len(group["params"]) for group in groups] == self._counts and all(
             a is b and a.requires_grad is trainable
             for a, b, trainable in zip(parameters_of(optimizer), self.parameters, self.trainable, strict=True)
         )
+
+
+    def bare(self) -> list[TensorState]:
+        """The parameters with nothing that belongs to them."""
+        return [TensorState(p, None, None, None) for p in self.parameters]
+
+    def held(self, states: list[TensorState]) -> list[TensorState]:
+        """What this process holds of each tensor, from the states of the parameters: mostly the very same.
+
+        Of a sharded parameter that is its local shard, of a flat one a view for each of the tensors in it.
+        """
+        if self.plain:
+            return states
+        found: list[TensorState] = []
+        for i, state in enumerate(states):
+            p, shard = state.param, local(state.param)
+            belongings = [local_like(t, p) for t in (state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq)]
+            for cut in self._cuts.get(i, _ONE):
+                found.append(TensorState(*(t if cut is None or t is None else t[cut] for t in (shard, *belongings))))  # type: ignore[arg-type]
+        return found
+
+    def unread(self) -> list[int]:
+        """Places of the tensors that have a gradient which cannot be read here."""
+        if self.plain:
+            return []
+        missing = {i for i, p in enumerate(self.parameters) if p.grad is not None and local_like(p.grad, p) is None}
+        return [row for row, i in enumerate(self.owners) if i in missing]
 
 
 def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
@@ -148,7 +190,8 @@ def _count(state: Mapping[str, Any]) -> float:
         t = state.get("t")
         step = t if isinstance(t, int) else -1
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
-        return host_number(step) if step.is_cpu and step.numel() == 1 else -1.0
+        own = local(step)
+        return host_number(own) if own is not None and own.is_cpu and own.numel() == 1 else -1.0
     return float(step) if isinstance(step, (int, float)) else -1.0
 
 
@@ -209,7 +252,7 @@ def steps_of(
         optimizer: The optimizer.
         roster: Its parameters.
         groups: The hyperparameters of its groups.
-        counts: The count of each parameter after the step; None before it.
+        counts: The count of each tensor after the step; None before it.
         variant: The kind of Adam it is; None for torch's own.
     """
     shared: dict[tuple[int, float], AdamStep] = {}
@@ -237,6 +280,7 @@ def layout_of(
     roles: Mapping[int, str],
     index: int,
     missing: Mapping[str, str] = _NOTHING,
+    flat: Mapping[int, tuple[Held, ...]] = _NOWHERE,
 ) -> Layout:
     """The layout of an optimizer's stream.
 
@@ -246,14 +290,19 @@ def layout_of(
         roles: The role of each of the model's parameters, by id.
         index: Which optimizer it is, for the names of parameters outside the model.
         missing: Columns that no step can have, with the reason.
+        flat: What FSDP1 has flattened, by the id of the parameter.
     """
     tensors = []
+    rank = rank_and_world()[0]
     for g, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):
             known = names.get(id(p), (f"optimizer{index}.group{g}.{i}",))
             dtype = str(p.dtype).removeprefix("torch.")
-            role = roles.get(id(p), "matrix" if p.dim() > 1 else "vector")
-            tensors.append(TensorInfo(known[0], tuple(p.shape), dtype, role, g, known[1:], p.requires_grad))
+            for one in flat.get(id(p)) or (held(p, rank),):
+                name = in_flat(known[0], one.name) if one.name else known[0]
+                role = role_of(one.module, name, one.shape) if one.module else roles.get(id(p)) or role_of(None, "", one.shape)
+                aliases = () if one.name else known[1:]
+                tensors.append(TensorInfo(name, one.shape, dtype, role, g, aliases, p.requires_grad, one.replica, one.shards))
     options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in ("amsgrad", "maximize"))
     name, implementation = type(optimizer).__name__, _implementation(optimizer)
     return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, missing)

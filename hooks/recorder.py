@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.clip import ClipCall
+from stabkit.hooks.distributed import Pending
 from stabkit.hooks.gradients import GradientLedger, Signature, signatures
 from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
@@ -31,6 +32,7 @@ class StepRecorder:
         optimizer: The optimizer.
         every: Measure the tensors of every n-th step.
         exact_updates: Copy all weights before each measured step, so that the applied update is measured.
+        pending: Where to look for gradients that are kept back; None where there is no such place.
 
     Attributes:
         roster: The optimizer's parameters; another object as soon as they are others, or something else is known of them.
@@ -39,7 +41,9 @@ class StepRecorder:
         wiring: In which order the loop did things.
     """
 
-    def __init__(self, optimizer: Optimizer, every: int = 1, exact_updates: bool = False) -> None:
+    def __init__(
+        self, optimizer: Optimizer, every: int = 1, exact_updates: bool = False, pending: Pending | None = None
+    ) -> None:
         self.optimizer = optimizer
         self.every = every
         self.exact_updates = exact_updates
@@ -50,6 +54,8 @@ class StepRecorder:
         self.wiring = Wiring()
         self._at_backward: list[Signature] = []
         self._window = LossWindow()
+        self._pending = pending
+        self._kept: tuple[tuple[int, int], ...] = ()
         self.begin_window()
 
     @property
@@ -101,8 +107,9 @@ class StepRecorder:
         """A backward call begins; it may or may not reach this optimizer's parameters."""
         self.refresh()
         self._at_backward = now = signatures(self.parameters)
+        kept_back, self._kept = self._kept, self._kept_back()
         if self._window.begun:
-            if self._ledger.dropped(now):
+            if not (kept_back and kept_back == self._kept) and self._ledger.dropped(now):
                 self.wiring.dropped(len(self._window.calls))
                 # A closure may drop and compute them several times within one step, which has begun for good.
                 kept = self.spoiled, self._measurement, self._closure, self._batch
@@ -120,7 +127,8 @@ class StepRecorder:
             scale: What they were multiplied by before backward; None where they were not.
         """
         now = signatures(self.parameters)
-        if now == self._at_backward:
+        kept_back, self._kept = self._kept, self._kept_back()
+        if now == self._at_backward and kept_back == self._kept:
             return
         self.wiring.backward(self._at_backward, first=not self._window.begun)
         self._ledger.after_backward(now)
@@ -129,6 +137,22 @@ class StepRecorder:
             self._window.calls.append(roots)
         else:
             self._window.failed = True
+
+    def _kept_back(self) -> tuple[tuple[int, int], ...]:
+        return self._pending.of(self.parameters) if self._pending else ()
+
+    def unscale_begin(self) -> None:
+        """A scaler is about to take its scale off the gradients: a write that is understood.
+
+        Of a plain tensor it leaves no trace, and nothing needs to be done.
+        """
+        if not self.roster.plain:
+            self._ledger.close()
+
+    def unscale_end(self) -> None:
+        """The scale is off."""
+        if not self.roster.plain:
+            self._ledger.accept()
 
     def clip_begin(self, call: ClipCall, scale: Number = 1.0) -> None:
         """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
@@ -197,22 +221,21 @@ class StepRecorder:
     def _read_tensors(self, record: StepRecord) -> None:
         if self._measurement is not None:
             record.tensors = self._measurement.columns
-            places: Sequence[int] = self._measurement.places
-            record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)
-            record.grad_norm = self._measurement.norm("grad_sumsq", places)
-            record.weight_norm = self._measurement.norm("weight_sumsq")
-            record.update_norm = self._measurement.norm("update_sumsq")
-            record.applied_update_norm = self._measurement.norm("applied_update_sumsq")
-        else:
-            places = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        self._read_clips(record, places)
+            if not self.roster.sharded:  # the norm of a shard is nothing to anybody; the reader adds up those of all ranks
+                places = sorted({*self._measurement.places, *self._measurement.unread})
+                record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)
+                record.grad_norm = self._measurement.norm("grad_sumsq", places)
+                record.weight_norm = self._measurement.norm("weight_sumsq")
+                record.update_norm = self._measurement.norm("update_sumsq")
+                record.applied_update_norm = self._measurement.norm("applied_update_sumsq")
+        self._read_clips(record)
 
     def weights(self, attempt: int, layout: int) -> StepRecord:
         """A record for step 0 that holds the weights as they are."""
         columns = weights_now(self.optimizer, self.roster)
         return StepRecord(0, attempt, layout, time=time.time(), groups=group_values(self.optimizer), tensors=columns)
 
-    def _read_clips(self, record: StepRecord, places: Sequence[int]) -> None:
+    def _read_clips(self, record: StepRecord) -> None:
         by_value, by_norm = self._ledger.the_one("value"), self._ledger.the_one("norm")
         if by_value:
             record.clip_value = by_value.limit
@@ -220,8 +243,11 @@ class StepRecorder:
             return
         record.clip_max_norm = by_norm.limit
         record.clip_coefficient = self._ledger.coefficient(by_norm)
+        if self.roster.sharded and not by_norm.everywhere:
+            return
         total = self._ledger.total_norm(by_norm)
+        places = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         if math.isnan(record.grad_norm) and by_norm.order == 2 and self._ledger.covers(by_norm, places):
             # An infinite norm is true only if an element is: otherwise torch's sum of squares has overflowed.
-            nonfinite = self._measurement is not None and self._measurement.total("grad_nonfinite", places) > 0
+            nonfinite = self._measurement is not None and self._measurement.total("grad_nonfinite") > 0
             record.grad_norm = total if math.isfinite(total) or nonfinite else math.nan

@@ -24,14 +24,42 @@ __all__ = ["Scaling", "carried_scale", "found_inf", "install"]
 
 
 def install() -> list[Undo]:
-    """Patch the scalers: events "scaled" (scaler, outputs, result), "scaler_step_begin" and "scaler_step_end" (optimizer),
-    "scaler_updated".
+    """Patch the scalers: events "scaled" (scaler, outputs, result), and "scaler_step_begin", "scaler_step_end",
+    "unscale_begin" and "unscale_end" (optimizer), "scaler_updated".
+
+    ShardedGradScaler, which scales by itself, may be imported later: it is patched when the first one is made.
     """
-    sharded = getattr(sys.modules.get("torch.distributed.fsdp.sharded_grad_scaler"), "ShardedGradScaler", None)
-    classes = [c for c in (GradScaler, sharded) if c is not None]
-    wraps = {"scale": _wrap_scale, "step": _wrap_step, "update": _wrap_update}
-    undo = [patch_attribute(owner, name, wrap) for owner in classes for name, wrap in wraps.items()]
-    return [u for u in undo if u is not None]
+    patched: dict[type, list[Undo]] = {}
+
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def make(self: Any, *args: Any, **kwargs: Any) -> None:
+            _patch(_sharded(), patched)
+            original(self, *args, **kwargs)
+
+        return make
+
+    for owner in (GradScaler, _sharded()):
+        _patch(owner, patched)
+    made = patch_attribute(GradScaler, "__init__", wrap)
+
+    def restore() -> None:
+        for undo in (u for found in patched.values() for u in found):
+            undo()
+
+    return [restore, *([made] if made else [])]
+
+
+def _sharded() -> Any:
+    return getattr(sys.modules.get("torch.distributed.fsdp.sharded_grad_scaler"), "ShardedGradScaler", None)
+
+
+def _patch(owner: Any, patched: dict[type, list[Undo]]) -> None:
+    if owner is None or owner in patched:
+        return
+    wraps = {"scale": _wrap_scale, "step": _wrap_step, "unscale_": _wrap_unscale, "update": _wrap_update}
+    undo = [patch_attribute(owner, name, wrap) for name, wrap in wraps.items()]
+    patched[owner] = [u for u in undo if u is not None]
 
 
 def _wrap_scale(original: Any) -> Any:
@@ -60,6 +88,20 @@ def _wrap_step(original: Any) -> Any:
             notify("scaler_step_end", optimizer, finished)
 
     return step
+
+
+def _wrap_unscale(original: Any) -> Any:
+    @functools.wraps(original)
+    def unscale_(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not listening() or not self.is_enabled():
+            return original(self, optimizer, *args, **kwargs)
+        notify("unscale_begin", optimizer)
+        try:
+            return original(self, optimizer, *args, **kwargs)
+        finally:
+            notify("unscale_end", optimizer)
+
+    return unscale_
 
 
 def _wrap_update(original: Any) -> Any:

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ import torch
 import stabkit
 from stabkit.dashboard.writer import DashboardWriter
 from stabkit.errors import StabkitError, UsageError
+from stabkit.hooks.distributed import job, rank_and_world
 from stabkit.hooks.monitor import Monitor
 from stabkit.hooks.optimizer import unwrap
 from stabkit.runlog import Layout, RunWriter, StepRecord
@@ -84,12 +86,20 @@ class Watch:
 
 
 class _Outputs:
-    """Sends every record to the log and, if wanted, to TensorBoard. The log comes first and must not depend on the rest."""
+    """Sends every record to the log and, if wanted, to TensorBoard. The log comes first and must not depend on the rest.
+
+    Of sharded tensors one process knows a part only: TensorBoard, which shows one process, is not given them.
+    """
 
     def __init__(self, log: RunWriter, dashboard: DashboardWriter | None, first_step: int | None) -> None:
         self._log, self._dashboard, self._first_step = log, dashboard, first_step
+        self._sharded: set[int] = set()  # the optimizers with sharded tensors
 
     def layout(self, optimizer: int, layout: Layout) -> int:
+        if self._dashboard and any(tensor.shards > 1 for tensor in layout.tensors):
+            if not self._sharded:
+                self.event("not_shown", what="norms in TensorBoard", why="of sharded tensors one process knows a part only")
+            self._sharded.add(optimizer)
         if self._dashboard:
             self._guarded(lambda dashboard: dashboard.layout(optimizer, layout))
         return self._log.layout(optimizer, layout)
@@ -101,7 +111,8 @@ class _Outputs:
     def step(self, optimizer: int, record: StepRecord) -> None:
         self._log.write(optimizer, record)
         if record.step > 0:
-            self._guarded(lambda dashboard: dashboard.step(optimizer, record))
+            shown = replace(record, tensors=None) if optimizer in self._sharded else record
+            self._guarded(lambda dashboard: dashboard.step(optimizer, shown))
 
     def event(self, event: str, **details: Any) -> None:
         self._log.event(event, **details)
@@ -150,9 +161,9 @@ def watch(
         optimizer: The optimizer or a list of them; None adopts whichever steps the model's parameters. A string here is taken
             as the logdir.
         logdir: The directory to record into; "runs/<date>-<time>" by default. A second run in the same directory becomes a
-            second attempt; a resumed one continues.
+            second attempt; a resumed one continues. Where several processes train together, all give the same.
         every: Measure the tensors of every n-th step; loss, rates and clipping are recorded at each.
-        tensorboard: Also write TensorBoard's event file into the directory.
+        tensorboard: Also write TensorBoard's event file into the directory; of several processes rank 0 does.
         exact_updates: Measure the applied update from a copy of all weights (once their memory), instead of deriving the
             intended one from the optimizer's state.
         first_step: The number of the first step; by default one more than the optimizer has counted.
@@ -176,9 +187,15 @@ def watch(
     if unusable:
         raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {unusable[0]}")
 
-    facts = _facts(every, exact_updates, total_steps)
+    rank, world = rank_and_world()
+    if logdir is None and world > 1:
+        raise UsageError(
+            f"this is one of {world} processes that train together, and each would choose another directory by the clock: "
+            'pass the same logdir in all of them, such as stabkit.watch(model, optimizer, "runs/exp1")'
+        )
+    facts = _facts(every, exact_updates, total_steps) | ({"world_size": world} if world > 1 else {})
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    claimed, lock, outputs = _open(directory, facts, tensorboard, first_step)
+    claimed, lock, outputs = _open(directory, facts, tensorboard and rank == 0, first_step, rank)
     monitor = _attached(model, optimizers, outputs, every, exact_updates) if outputs else None
     del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
     ended_by: str | None = None
@@ -217,13 +234,13 @@ def _attached(
 
 
 def _open(
-    directory: Path, facts: dict[str, Any], tensorboard: bool, first_step: int | None
+    directory: Path, facts: dict[str, Any], tensorboard: bool, first_step: int | None, rank: int
 ) -> tuple[Path, int | None, _Outputs | None]:
     try:
-        claimed, lock = claim_directory(directory)
+        claimed, lock = claim_directory(directory, rank, job())
         if claimed != directory:
             _warn(f"another process is recording into {directory}; this run is recorded into {claimed}")
-        log = RunWriter(claimed, facts)
+        log = RunWriter(claimed, facts, rank)
         dashboard = DashboardWriter(claimed) if tensorboard else None
     except (OSError, StabkitError) as error:
         _warn(f"nothing will be recorded: {directory} cannot be written ({error}). The training goes on")

@@ -32,8 +32,8 @@ class _Rows:
 
 def assemble(
     steps: Sequence[Segment], tensors: Sequence[Segment], layouts: Sequence[Layout | None], attempt: int
-) -> tuple[Stream, list[str]]:
-    """One attempt of one optimizer's stream, and what there is to say of it.
+) -> tuple[Stream, Index, list[str]]:
+    """One attempt of one optimizer's stream, the layout of each of its tensor records, and what there is to say of it.
 
     Where steps overlap (a resume from an older checkpoint) the later record counts.
 
@@ -67,7 +67,7 @@ def assemble(
     notes = [*rows.notes]
     if nameless:
         notes.append("the names of the tensors are lost; they are called tensor0, tensor1, ...")
-    return stream, notes
+    return stream, _concatenated(tensors, "layout", np.int64)[measured.row], notes
 
 
 def _concatenated(segments: Sequence[Segment], name: str, dtype: Any = np.float64) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from stabkit.errors import NotALogError, UsageError
 from stabkit.runlog.lines import decode_line, read_lines
 
-__all__ = ["local_copy", "rank_directory", "stream_folders"]
+__all__ = ["local_copy", "rank_directories", "ranks_to_read", "stream_folders"]
 
 _ADVICE = "Give the directory that was passed to stabkit.watch."
 
@@ -56,8 +56,8 @@ def _fetch(url: str, target: Path) -> None:
         raise NotALogError(f"{url} cannot be fetched ({type(error).__name__}: {error})") from error
 
 
-def rank_directory(root: Path) -> Path:
-    """Where the files of the lowest rank lie.
+def ranks_to_read(root: Path) -> dict[int, Path]:
+    """Where the files of each rank lie, by rank; of a rank's own directory, that alone.
 
     Raises:
         NotALogError: there is nothing here that stabkit wrote; the message says what there is.
@@ -68,13 +68,19 @@ def rank_directory(root: Path) -> Path:
         raise NotALogError(f"{root} cannot be read: {error.strerror}. Check its permissions.") from error
 
 
+def rank_directories(root: Path) -> dict[int, Path]:
+    """The directories of a run that are called like those of ranks, by rank."""
+    inside = sorted(os.listdir(root))  # raises where this is not permitted; glob would find nothing
+    return {int(match[1]): root / name for name in inside if (match := re.fullmatch(r"rank(\d{5})", name))}
+
+
 def stream_folders(directory: Path) -> dict[int, Path]:
     """The folder of each optimizer's stream, by the optimizer's index."""
     found = ((re.fullmatch(r"optimizer(\d{1,6})", path.name), path) for path in directory.glob("optimizer*"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
-def _find(root: Path) -> Path:
+def _find(root: Path) -> dict[int, Path]:
     if not root.exists():
         raise NotALogError(f"there is no {root}. {_ADVICE}")
     if not root.is_dir():
@@ -82,11 +88,13 @@ def _find(root: Path) -> Path:
         if owner:
             raise NotALogError(f"{root} is a file of the log {owner}. Give that directory.")
         raise NotALogError(f"{root} is a file that stabkit did not write. {_ADVICE}")
-    inside = sorted(os.listdir(root))  # raises where this is not permitted; glob would find nothing
-    ranks = [root / name for name in inside if re.fullmatch(r"rank\d{5}", name)]
-    for directory in (*ranks, root):
-        if _is_log(directory):
-            return directory
+    ranks = rank_directories(root)
+    if found := {rank: directory for rank, directory in ranks.items() if _is_log(directory)}:
+        return found
+    if _is_log(root):
+        own = re.fullmatch(r"rank(\d{5})", root.name)
+        return {int(own[1]) if own else 0: root}
+    inside = sorted(os.listdir(root))
     runs = [name for name in inside if any(_is_log(rank) for rank in (root / name).glob("rank*"))]
     if runs:
         listed = ", ".join(runs[:8]) + (f" and {len(runs) - 8} more" if len(runs) > 8 else "")

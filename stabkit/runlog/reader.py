@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from stabkit.metric import Array
 from stabkit.runlog.assemble import assemble
 from stabkit.runlog.format import SCHEMA_VERSION
 from stabkit.runlog.lines import read_lines
-from stabkit.runlog.locate import local_copy, rank_directory, stream_folders
+from stabkit.runlog.locate import local_copy, ranks_to_read, stream_folders
+from stabkit.runlog.ranks import Part, joined_events, merge
 from stabkit.runlog.record import Layout
 from stabkit.runlog.recovery import Manifest, read_manifest
 from stabkit.runlog.run import RunLog, Steps, Stream
@@ -46,38 +48,97 @@ def load(path: str | os.PathLike[str], attempt: int | None = None) -> RunLog:
 
 
 def _load(root: Path, name: str, attempt: int | None) -> RunLog:
-    directory = rank_directory(root)
-    manifest = read_manifest(directory)
-    _check_version(manifest, name)
-    events, event_notes = read_lines(directory / "events.jsonl", manifest.line_bytes.get("events.jsonl", 0))
-    scalars, scalar_notes = read_lines(directory / "scalars.jsonl", manifest.line_bytes.get("scalars.jsonl", 0))
-    notes = [*manifest.notes, *event_notes, *scalar_notes]
-
-    recorded = [_Recorded(directory, index, manifest) for index in range(_optimizers(directory, manifest))]
-    for one in recorded:
-        notes.extend(one.notes)
-    attempts = 1 + max([0, *(one.last_attempt for one in recorded)])
+    ranks = {rank: _Rank(directory, name) for rank, directory in ranks_to_read(root).items()}
+    attempts = 1 + max(rank.last_attempt for rank in ranks.values())
     chosen = attempts - 1 if attempt is None else attempt
     if not 0 <= chosen < attempts:
         raise UsageError(f"{name} has attempts 0 to {attempts - 1}; there is no attempt {attempt}")
-    if attempts > 1 and attempt is None:
-        notes.append(f"{attempts} attempts in this directory; this is the last one")
+    about = [f"{attempts} attempts in this directory; this is the last one"] if attempts > 1 and attempt is None else []
+    logs = {rank: one.log(name, chosen, attempts) for rank, one in ranks.items()}
+    lowest = next(iter(ranks))
+    told = [note for rank, one in ranks.items() for note in _prefixed(one.notes, f"rank {rank}: " if rank != lowest else "")]
+    if len(logs) == 1:
+        run = logs[lowest][0]
+        return replace(run, notes=(*told, *about, *run.notes, *_absent(run, [*logs])))
+    return _together({rank: one for rank, (one, _) in logs.items()}, {r: p for r, (_, p) in logs.items()}, [*told, *about])
+
+
+def _together(logs: Mapping[int, RunLog], parts: Mapping[int, list[Part]], notes: list[str]) -> RunLog:
+    """The runs of several ranks as one."""
+    lowest = next(iter(logs))
     streams = []
-    for index, one in enumerate(recorded):
-        stream, remarks = assemble(one.steps, one.tensors, one.layouts, chosen)
+    for index in range(max(len(own) for own in parts.values())):
+        held = [replace(own[index], rank=rank) for rank, own in parts.items() if index < len(own)]
+        stream, remarks = merge(held)
         streams.append(stream)
-        notes.extend(f"optimizer{index}: {remark}" if len(recorded) > 1 else remark for remark in remarks)
-    return RunLog(
-        path=name,
-        source="stabkit",
-        streams=tuple(streams) or (Stream(np.empty(0, np.int64)),),
-        attempt=chosen,
-        attempts=attempts,
-        facts=manifest.facts,
-        events=tuple(_of_attempt(events, chosen, attempts)),
-        scalars=_scalars(_of_attempt(scalars, chosen, attempts)),
-        notes=tuple(notes),
+        several = f"optimizer{index}: " if len(parts[lowest]) > 1 else ""
+        notes += _prefixed(remarks, several)
+    for rank, run in logs.items():
+        notes += _prefixed(run.notes, f"rank {rank}: ")
+    scalars = {name: points for run in reversed(logs.values()) for name, points in run.scalars.items()}
+    return replace(
+        logs[lowest],
+        streams=tuple(streams) or logs[lowest].streams,
+        events=joined_events({rank: run.events for rank, run in logs.items()}),
+        scalars=scalars,
+        notes=tuple(notes + _absent(logs[lowest], [*logs])),
+        ranks={rank: run.streams for rank, run in logs.items()},
     )
+
+
+def _absent(run: RunLog, ranks: Sequence[int]) -> list[str]:
+    """Which ranks of the run there is no log of."""
+    world = run.facts.get("world_size", 1)
+    if not isinstance(world, int) or len(ranks) >= world:
+        return []
+    missing = sorted({*range(world)} - {*ranks})
+    which = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+    what = f"there is no log of rank {which}" if len(missing) == 1 else f"there are no logs of ranks {which}"
+    return [f"{what}: the run had {world} processes"]
+
+
+def _prefixed(notes: Iterable[str], prefix: str) -> list[str]:
+    return [prefix + note for note in notes]
+
+
+class _Rank:
+    """All that is on disk of one rank."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.manifest = read_manifest(directory)
+        _check_version(self.manifest, name)
+        sizes = self.manifest.line_bytes
+        self._events, event_notes = read_lines(directory / "events.jsonl", sizes.get("events.jsonl", 0))
+        self._scalars, scalar_notes = read_lines(directory / "scalars.jsonl", sizes.get("scalars.jsonl", 0))
+        self._recorded = [_Recorded(directory, i, self.manifest) for i in range(_optimizers(directory, self.manifest))]
+        self.notes = [*self.manifest.notes, *event_notes, *scalar_notes, *(n for one in self._recorded for n in one.notes)]
+
+    @property
+    def last_attempt(self) -> int:
+        """The last attempt that made a step; 0 where there is none."""
+        return max([0, *(one.last_attempt for one in self._recorded)])
+
+    def log(self, name: str, attempt: int, attempts: int) -> tuple[RunLog, list[Part]]:
+        """One attempt, and its streams as parts of the whole."""
+        events = _of_attempt(self._events, attempt, attempts)
+        ends = [event["event"] == "close" for event in events if event.get("event") in ("open", "close")]
+        parts, notes = [], []
+        for index, one in enumerate(self._recorded):
+            stream, numbers, remarks = assemble(one.steps, one.tensors, one.layouts, attempt)
+            parts.append(Part(0, stream, one.layouts, numbers, bool(ends and ends[-1])))
+            notes += _prefixed(remarks, f"optimizer{index}: " if len(self._recorded) > 1 else "")
+        run = RunLog(
+            path=name,
+            source="stabkit",
+            streams=tuple(part.stream for part in parts) or (Stream(np.empty(0, np.int64)),),
+            attempt=attempt,
+            attempts=attempts,
+            facts=self.manifest.facts,
+            events=tuple(events),
+            scalars=_scalars(_of_attempt(self._scalars, attempt, attempts)),
+            notes=tuple(notes),
+        )
+        return run, parts
 
 
 class _Recorded:

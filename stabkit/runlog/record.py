@@ -20,12 +20,14 @@ class TensorInfo:
 
     Attributes:
         name: Fully qualified name, such as "blocks.0.attn.weight"; "optimizer0.group0.3" for one outside the model.
-        shape: Its shape.
+        shape: Its shape; of a sharded one that of the whole.
         dtype: Such as "float32".
         role: "matrix", "vector", "embedding", "norm" or "bias".
         group: Index of its parameter group; None where no optimizer owns it.
         aliases: Other names of the same tensor (tied weights).
         trainable: Whether it asked for a gradient when the layout was made.
+        replica: Which copy of the tensor this process holds, or a shard of: the lowest rank that holds any of that copy.
+        shards: How many processes hold that copy together; more than one where it is sharded.
     """
 
     name: str
@@ -35,6 +37,8 @@ class TensorInfo:
     group: int | None = 0
     aliases: tuple[str, ...] = ()
     trainable: bool = True
+    replica: int = 0
+    shards: int = 1
 
     @property
     def numel(self) -> int:

@@ -33,6 +33,8 @@ class RunLog:
         events: Marks, faults of the recorder and layout changes, oldest first.
         scalars: What the user logged: name -> (steps, values).
         notes: What the reader had to say: damage, overlaps, attempts.
+        ranks: Where several processes recorded the run: the streams of each by itself, by rank. `streams` are then theirs
+            merged: sums over the shards of a tensor, the mean of the losses.
     """
 
     path: str = ""
@@ -45,6 +47,7 @@ class RunLog:
     events: tuple[Mapping[str, Any], ...] = ()
     scalars: Mapping[str, tuple[Steps, Array]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    ranks: Mapping[int, tuple[Stream, ...]] = field(default_factory=dict)
 
     @property
     def stream(self) -> Stream:
@@ -77,6 +80,7 @@ class RunLog:
             streams=tuple(stream.until(step) for stream in self.streams),
             events=tuple(event for event in self.events if _known_by(event, step, end)),
             scalars={name: (at[at <= step], values[at <= step]) for name, (at, values) in self.scalars.items()},
+            ranks={rank: tuple(stream.until(step) for stream in streams) for rank, streams in self.ranks.items()},
         )
 
     def has(self, metric: str, scope: Scope = "step") -> bool:
@@ -140,6 +144,30 @@ class RunLog:
         names = tuple(tensor.name for tensor in self.tensors)
         basis = self._basis() if metric == "update_ratio" else ""
         return Table(metric, found.unit, self.stream.tensor_steps, names, values, basis)
+
+    def by_rank(self, metric: str, group: int = 0) -> Table:
+        """One quantity of the whole step as each process recorded it, such as the loss of its own data.
+
+        Args:
+            metric: A name of the vocabulary.
+            group: The parameter group, for quantities kept per group.
+
+        Returns:
+            Columns "rank0", "rank1", ...; of a run of one process, one column. NaN where a rank has no such step.
+
+        Raises:
+            MissingMetricError: no rank recorded it.
+        """
+        values = np.full((len(self.steps), max(len(self.ranks), 1)), np.nan)
+        seen = [replace(self, streams=streams, ranks={}, scalars={}) for streams in self.ranks.values()] or [self]
+        holders = [(column, own) for column, own in enumerate(seen) if self.index < len(own.streams) and own.has(metric)]
+        if not holders:
+            raise self._missing(metric, "step")
+        for column, own in holders:
+            series = own.series(metric, group=group)
+            values[np.searchsorted(self.steps, series.steps), column] = series.values
+        names = tuple(f"rank{rank}" for rank in self.ranks or (0,))
+        return Table(metric, self._unit(metric, "step"), self.steps, names, values)
 
     @property
     def _name(self) -> str:

@@ -48,12 +48,13 @@ class Segment:
         return values
 
 
-def read_segments(folder: Path, kind: str) -> tuple[list[Segment], list[str]]:
+def read_segments(folder: Path, kind: str, last: int | None = None) -> tuple[list[Segment], list[str]]:
     """The segments of a stream, oldest first, and a sentence for each thing that was wrong with them.
 
     Args:
         folder: The stream's directory, such as `rank00000/optimizer0`.
         kind: "steps" or "tensors".
+        last: How many to read, of the latest; all of them where this is left out.
 
     Raises:
         LogVersionError: a segment is of a format this version does not know.
@@ -61,7 +62,7 @@ def read_segments(folder: Path, kind: str) -> tuple[list[Segment], list[str]]:
     segments: list[Segment] = []
     notes: list[str] = []
     headers: dict[Path, Header | None] = {}
-    for path in sorted(folder.glob(kind + _PATTERN)):
+    for path in sorted(folder.glob(kind + _PATTERN))[-last if last else None :]:
         try:
             headers[path] = _header(path)
         except OSError as error:

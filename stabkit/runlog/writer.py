@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from stabkit.runlog.append import LineFile, StreamWriter
 from stabkit.runlog.claim import claim_directory
 from stabkit.runlog.format import SCHEMA_VERSION, SEGMENT_STEPS
 from stabkit.runlog.lines import checksum_line
-from stabkit.runlog.locate import stream_folders
+from stabkit.runlog.locate import rank_directories, stream_folders
 from stabkit.runlog.record import Layout, StepRecord
 from stabkit.runlog.recovery import Manifest, read_manifest
 from stabkit.runlog.segments import read_segments
 
 __all__ = ["RunWriter", "claim_directory"]
 
+_BEGUN = time.time()
+"""When this process began, or a little later."""
+
 
 class RunWriter:
-    """Writes `<run>/rank00000`. Belongs to the process that made it: in a forked child every method does nothing.
+    """Writes `<run>/rank00000`; the process of another rank its own, `rank00001` and so on.
+
+    Belongs to the process that made it: in a forked child every method does nothing.
 
     Steps come from one thread at a time; events and scalars from any.
     """
@@ -56,6 +62,9 @@ class RunWriter:
         self._streams: dict[int, StreamWriter] = {}
         self._lines = {name: LineFile(self.directory / name) for name in ("events.jsonl", "scalars.jsonl")}
         self._past = _Past(self.directory)
+        for other in rank_directories(self.directory.parent).values():
+            if other != self.directory:
+                self._past.join(other)
         self._attempt: int | None = None
         self._stepped: set[int] = set()  # the optimizers that have stepped in this process and attempt
         self._unsaved = True
@@ -141,7 +150,8 @@ class RunWriter:
             return
         failures = []
         streams, lines = self._streams.values(), self._lines.values()
-        for act in (*(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
+        told = partial(self._line, "events.jsonl", {"event": "close"})
+        for act in (told, *(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
             try:
                 act()
             except OSError as error:
@@ -198,3 +208,10 @@ class _Past:
                     self.attempt = max(self.attempt, attempt)
                     self.layouts[optimizer] = max(self.layouts.get(optimizer, 0), int(record["layout"]) + 1)
                     self.last_steps[optimizer, attempt] = int(record["step"])
+
+    def join(self, directory: Path) -> None:
+        """Count on from where another rank is: one that died before its first step would fall behind the others."""
+        for folder in stream_folders(directory).values():
+            for segment in read_segments(folder, "steps", last=4)[0]:
+                earlier = segment["time"] < _BEGUN  # the others of this job may have stepped already
+                self.attempt = max(self.attempt, int(segment["attempt"][earlier].max(initial=-1)))

@@ -1,0 +1,105 @@
+"""Processes as they are started and as they end: torchrun, a rank that is killed, a second job in the same directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed_training import be_rank, free_port, optimizer_of, plain_model, train
+from test_ddp import no_faults
+from torch.nn.parallel import DistributedDataParallel
+
+import stabkit
+from stabkit.errors import UsageError
+
+LAST = 4
+
+
+def killed(rank: int, logdir: str) -> None:
+    """Rank 1 ends by SIGKILL after four steps, in the middle of its fifth."""
+
+    def die(step: int) -> None:
+        if rank == 1 and step > LAST:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model = DistributedDataParallel(plain_model(unused=False))
+    train(model, optimizer_of(model), logdir, rank, 2, steps=50, before=die)
+
+
+def test_a_killed_rank_leaves_its_steps_and_all_of_the_others(processes: Any, logdir: Path) -> None:
+    port, told = free_port(), processes.Queue()
+    group = [processes.Process(target=be_rank, args=(rank, 2, port, killed, (str(logdir),), told)) for rank in range(2)]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(60)
+    assert group[1].exitcode == -signal.SIGKILL and group[0].exitcode == 1, "gloo tells the other that its peer is gone"
+    run = stabkit.load(logdir)
+    assert run.steps.tolist() == list(range(1, LAST + 1))
+    assert np.isfinite(run.by_rank("loss").values).all() and np.isfinite(run.series("grad_norm").values).all()
+    assert [note for note in run.notes if note.startswith(f"rank 1 ended after step {LAST} without closing its log")]
+    assert not [note for note in run.notes if "rank 0" in note]
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+from distributed_training import optimizer_of, plain_model, train
+torch.distributed.init_process_group("gloo")
+rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+model = DistributedDataParallel(plain_model(unused=False))
+train(model, optimizer_of(model), {logdir!r}, rank, world, tensorboard=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_under_torchrun(root: Path, logdir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), logdir=str(logdir)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in logdir.iterdir() if not path.name.startswith((".", "events"))) == [
+        "rank00000", "rank00001",
+    ]  # fmt: skip
+    assert len(list(logdir.glob("events.out.tfevents*"))) == 1, "rank 0 alone writes for TensorBoard"
+    run = stabkit.load(logdir)
+    no_faults(run)
+    assert run.facts["world_size"] == 2 and run.by_rank("loss").tensors == ("rank0", "rank1")
+
+
+def second_job(rank: int, logdir: str) -> str:
+    model = torch.nn.Linear(2, 1)
+    with stabkit.watch(model, torch.optim.AdamW(model.parameters()), logdir, tensorboard=False) as watching:
+        torch.distributed.barrier()
+        return str(watching.logdir)
+
+
+def test_a_second_job_gets_a_directory_of_its_own_on_all_its_ranks(ranks: Callable[..., dict[int, Any]], logdir: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    with stabkit.watch(model, torch.optim.AdamW(model.parameters()), logdir, tensorboard=False):
+        assert ranks(second_job, str(logdir)) == {0: f"{logdir}.2", 1: f"{logdir}.2"}
+    assert ranks(second_job, str(logdir)) == {0: str(logdir), 1: str(logdir)}
+
+
+def without_a_directory(rank: int) -> str:
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(UsageError) as error, stabkit.watch(model):
+        pass
+    return str(error.value)
+
+
+def test_several_processes_must_be_given_a_directory(ranks: Callable[..., dict[int, Any]]) -> None:
+    told = ranks(without_a_directory)
+    assert "pass the same logdir" in told[0] and told[0] == told[1]
