@@ -9,15 +9,23 @@ import numpy as np
 
 from stabkit.analyzers.base import Analyzer, NotApplicable, Rule
 from stabkit.analyzers.causes import gather
+from stabkit.analyzers.clip_before_backward import ClipBeforeBackward
+from stabkit.analyzers.clip_before_unscale import ClipBeforeUnscale
+from stabkit.analyzers.clip_per_micro_batch import ClipPerMicroBatch
 from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
 from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
+from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
 from stabkit.analyzers.loss_spike import LossSpike
+from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
 from stabkit.analyzers.missing_warmup import MissingWarmup
+from stabkit.analyzers.missing_zero_grad import MissingZeroGrad
 from stabkit.analyzers.nonfinite_value import NonfiniteValue
 from stabkit.analyzers.oversized_update import OversizedUpdate
 from stabkit.analyzers.stale_second_moment import StaleSecondMoment
+from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
+from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Finding, Outcome, Status
 from stabkit.metric import METRICS
@@ -36,6 +44,14 @@ ANALYZERS: tuple[Analyzer, ...] = (
     StaleSecondMoment(),
     NonfiniteValue(),
     GrowthTowardsOverflow(),
+    ClipBeforeUnscale(),
+    StepOutsideScaler(),
+    MissingScalerUpdate(),
+    ClipBeforeBackward(),
+    ClipPerMicroBatch(),
+    MissingZeroGrad(),
+    UndividedAccumulation(),
+    LeftoverMicroBatches(),
 )  # fmt: skip
 """Every rule of the catalogue, by code."""
 

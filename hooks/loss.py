@@ -66,12 +66,14 @@ class Root:
         operations: Names of the first nodes of its graph: what kind of loss it is.
         factors: Numbers it was multiplied by, or divided by (True), at the very end.
         items: How many numbers were added up for it, such as the losses of tokens, as factors; none for a mean.
+        weighed: Whether it was multiplied or divided by anything there, a number that can be read or not.
     """
 
     value: torch.Tensor | None
     operations: tuple[str, ...] = ()
     factors: tuple[tuple[Number, bool], ...] = ()
     items: tuple[Number, ...] = ()
+    weighed: bool = False
 
 
 def look_at(roots: Any) -> list[Root]:
@@ -114,6 +116,11 @@ class LossWindow:
     def following(self) -> LossWindow:
         """The window of the next step."""
         return LossWindow(divisor=self.divisor)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every root is a mean that nothing was multiplied or divided by: no sum of items, no weight."""
+        return not any(root.weighed or root.items for call in self.calls for root in call)
 
     def ask(self, batch: Batch) -> None:
         """Put the values of all roots, and what they were divided by, into a batch."""
@@ -159,22 +166,23 @@ def _divided(factors: Sequence[float], by: float) -> bool:
     return any(abs(f * by - 1) < 1e-5 for f in (*factors, math.prod(factors)))
 
 
-def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...]]:
+def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...], bool]:
     operations: list[str] = []
     factors: list[tuple[Number, bool]] = []
     items: list[Number] = []
-    outside = True
+    outside, weighed = True, False
     while node is not None and len(operations) < _DEPTH:
         name = node.name()
         operations.append(name)
         items += _items(name, node) if outside else []
         outside = outside and name.startswith(_TRANSPARENT)
         if outside and name.startswith(("DivBackward", "MulBackward")):
+            weighed = True
             factor = _other_of(node)
             if factor is not None:
                 factors.append((factor, name.startswith("Div")))
         node = node.next_functions[0][0] if node.next_functions else None
-    return tuple(operations), tuple(factors), tuple(items)
+    return tuple(operations), tuple(factors), tuple(items), weighed
 
 
 def _items(name: str, node: Any) -> list[Number]:

@@ -73,6 +73,7 @@ class Monitor:
         self._names, self._roles = named_parameters(model), roles(model)
         self._pending = distributed.Pending(model)
         self._watched: dict[int, Watched] = {}
+        self._guards = 0  # calls of GradScaler.step in progress
         self._adopts = not optimizers
         self._early = EarlyRecorder(parameters_in(model), self._pending) if self._adopts else None
         self._replaced: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -169,22 +170,30 @@ class Monitor:
         self._scaling.add(scaler, outputs, result)
 
     def _on_scaler_step_begin(self, stepping: Any) -> None:
+        self._guards += 1
         watched = self._find(optimizer.unwrap(stepping))
         if watched is not None:
-            watched.stepped, watched.guarded = False, True
+            watched.stepped = False
 
     def _on_scaler_step_end(self, stepping: Any, finished: bool) -> None:
         passed_over = optimizer.unwrap(stepping)
         watched = self._watched.get(id(passed_over))
-        if watched is not None:
-            watched.guarded = False
-        if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
-            self._on_step_begin(passed_over, False)
-            self._on_step_end(passed_over, skipped=True)
+        try:
+            if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
+                self._on_step_begin(passed_over, False)
+                self._on_step_end(passed_over, skipped=True)
+        finally:
+            self._guards = max(0, self._guards - 1)
 
     def _on_scaler_updated(self) -> None:
         for recorder in self._recorders():
             recorder.wiring.scaler_updated()
+
+    def _on_scaler_refused(self, stepping: Any) -> None:
+        watched = self._watched.get(id(optimizer.unwrap(stepping)))
+        if watched is not None and not watched.refused and watched.recorder.begun:
+            watched.refused = True
+            self._note("refused", optimizer=watched.index, step=watched.step)
 
     def _on_scheduler_step(self, scheduler: Any) -> None:
         scheduled = optimizer.unwrap(scheduler.optimizer)
@@ -208,7 +217,7 @@ class Monitor:
 
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
-            recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer))
+            recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer, self._watched))
 
     def _on_clip_end(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
@@ -249,7 +258,7 @@ class Monitor:
             watched.step += 1
         if watched.index == 0:
             self.step = watched.step
-        unguarded = None if watched.guarded else self._scaling.still_on(stepping)
+        unguarded = None if self._guards else self._scaling.still_on(stepping, self._watched)
         watched.recorder.step_begin(watched.step, closure, unguarded)
 
     def _on_step_end(self, stepping: Optimizer, skipped: bool = False) -> None:

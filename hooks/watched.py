@@ -20,4 +20,4 @@ class Watched:
         self.step = 0
         self.count = -1
         self.stepped = False
-        self.guarded = False  # whether a scaler is making its step
+        self.refused = False  # whether its scaler was told to have refused a step
