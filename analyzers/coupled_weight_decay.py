@@ -3,12 +3,12 @@
 What it reports:    torch.optim.Adam with weight decay, which adds it to the gradient.
 Why it matters:     Adam divides the gradient by its own size, and the decay with it: weights with large gradients are hardly
                     decayed, those with small ones much more, and the strength no longer follows from the number that was given.
-How it decides:     The optimizer is torch's Adam, without decoupled_weight_decay, and a group has a weight decay above 0.
+How it decides:     The optimizer is torch's Adam, without decoupled_weight_decay, and a group has weight decay.
 Known false alarms: A recipe that was tuned with L2 regularisation inside Adam and is to be reproduced.
 What to try:        AdamW. Its weights shrink by lr * weight_decay a step, so 1 / (lr * weight_decay) is the number of steps the
                     decay looks back: choose it of the order of the run's length. Typical values are 0.01 to 0.1.
-References:         Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv 1711.05101). Wang and Aitchison, How to set
-                    AdamW's weight decay as you scale model and dataset size (arXiv 2405.13698).
+References:         Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv 1711.05101). Wang and Aitchison, How to
+                    set AdamW's weight decay as you scale model and dataset size (arXiv 2405.13698).
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class CoupledWeightDecay:
         step, given = int(run.steps[row]), float(decay[row])
         yield found(
             RULE,
-            message=f"Adam decays by {given:.3g} through the gradient from step {step} on: how strongly depends on each gradient's "
-            "size",
+            message=f"Adam decays by {given:.3g} through the gradient from step {step} on: how much depends on the gradient's size",
             first_step=step,
             last_step=int(run.steps[rows[-1]]),
             evidence=(Evidence(metric="weight_decay", observed=given, expected=0.0, step=step),),

@@ -2,11 +2,11 @@
 
 What it reports:    Parameters of the model that get gradients but are in no optimizer.
 Why it matters:     They keep the values they were made with. A head that was replaced, or a layer that was added, after the
-                    optimizer was made looks trained in every printout and is not.
-How it decides:     After 20 steps (or at the end of a shorter run): the parameter asks for a gradient, has one when the optimizer
-                    steps, and none of the optimizers that have stepped, watched or not, holds it.
-Known false alarms: Parameters that are updated by hand. A backbone that is meant to be frozen, but is frozen only by leaving it
-                    out: its gradients are computed for nothing. An optimizer that takes its first step after step 20.
+                    optimizer was made, looks trained in every printout and is not.
+How it decides:     After 20 steps (or at the end of a shorter run): the parameter asks for a gradient, has one when the
+                    optimizer steps, and none of the optimizers that have stepped, watched or not, holds it.
+Known false alarms: Parameters that are updated by hand. A backbone that is meant to be frozen, but is frozen only by leaving
+                    it out: its gradients are computed for nothing. An optimizer that first steps after step 20.
 What to try:        Make the optimizer after the last change to the model, or add a group; freeze what is meant to be frozen.
 References:         PyTorch documentation, torch.optim, "Constructing it"; Optimizer.add_param_group.
 """
@@ -53,6 +53,6 @@ class ParameterNotInOptimizer:
             last_good_step=int(run.steps[0]) - 1,
             tensors=names,
             evidence=(Evidence(metric="orphans", observed=float(count), expected=0.0, step=step, note="parameters"),),
-            advice=f"Make the optimizer after the model is complete, or call optimizer.add_param_group for the {count} missing; "
-            "if they are meant to stay as they are, call requires_grad_(False) on them.",
+            advice=f"Make the optimizer after the model is complete, or call optimizer.add_param_group for the {count} that "
+            "are missing. If they are meant to stay as they are, call requires_grad_(False) on them.",
         )

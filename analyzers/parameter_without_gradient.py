@@ -3,8 +3,8 @@
 What it reports:    Parameters in the optimizer that ask for a gradient and never got one.
 Why it matters:     They are not trained, and the optimizer passes over them without a word: a module that `forward` no longer
                     calls, a `detach()` or `torch.no_grad()` in the wrong place, an output that the loss leaves out.
-How it decides:     In none of the first 20 steps (or of a shorter run that is over) did they have a gradient, while others of the
-                    same optimizer did.
+How it decides:     In none of the first 20 steps (or of a shorter run that is over) did they have a gradient, while others
+                    of the same optimizer did.
 Known false alarms: Experts of a mixture that no token has chosen yet; a head for a task that comes later; parts that are used
                     only now and then. A gradient of zeros is a gradient.
 What to try:        Follow the module's output to the loss; remove what is not used, or freeze it.
@@ -48,6 +48,6 @@ class ParameterWithoutGradient:
             last_step=step,
             tensors=names,
             evidence=(Evidence(metric="unreached", observed=float(count), expected=0.0, step=step, note="parameters"),),
-            advice=f"See whether forward uses the {count} and whether the loss depends on them: a detach(), a no_grad() or a module "
-            "that is no longer called cuts them off. If they are not needed, leave them out of the optimizer.",
+            advice=f"See whether forward uses the {count} and whether the loss depends on them: a detach(), a no_grad() or a "
+            "module that is no longer called cuts them off. If they are not needed, leave them out of the optimizer.",
         )

@@ -58,6 +58,7 @@ class ScheduleRestartsOnResume:
         resumes = [i for i, event in enumerate(run.events) if _is_resume(event, run)]
         if not resumes:
             raise NotApplicable("the run was not resumed")
+        rates = run.table("lr").values[:, 0]
         for place in resumes:
             begin, count = int(run.events[place]["first_step"]), int(run.events[place]["count"])
             row = int(np.searchsorted(run.steps, begin))
@@ -66,7 +67,6 @@ class ScheduleRestartsOnResume:
                 continue
             scheduler = _scheduler_of_its_process(run, place)
             if self._restarted(run, row, scheduler):
-                rates = run.table("lr").values[:, 0]
                 now, expected = float(rates[row + 1]), float(rates[row - 1]) if row else None
                 yield found(
                     RULE,
@@ -77,11 +77,11 @@ class ScheduleRestartsOnResume:
                     event_step=begin,
                     last_good_step=begin - 1,
                     evidence=(
-                        Evidence(metric="lr", observed=now, expected=expected, step=begin + 1, note="the rate before the resume"),
-                        Evidence(metric="applied_steps", observed=float(count), step=begin, note="counted by the optimizer"),
+                        Evidence(metric="lr", observed=now, expected=expected, step=begin + 1, note="before the resume"),
+                        Evidence(metric="applied_steps", observed=float(count), step=begin, note="as the optimizer counts"),
                     ),
-                    advice="Save and load the scheduler with the optimizer: scheduler.load_state_dict(checkpoint[\"scheduler\"]); "
-                    f"a schedule by hand must go on from step {count}. Restart from the checkpoint at step {begin - 1}.",
+                    advice="Save and load the scheduler with the optimizer: scheduler.load_state_dict(saved); a schedule by "
+                    f"hand must go on from step {count}. Resume again from the checkpoint of step {begin - 1}.",
                 )  # fmt: skip
                 return
 

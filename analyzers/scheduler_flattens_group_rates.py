@@ -57,8 +57,8 @@ class SchedulerFlattensGroupRates:
         if rates.shape[1] < 2:
             raise NotApplicable("the optimizer has one parameter group")
         known = np.isfinite(rates).all(axis=1)
-        low, high = np.where(known, rates.min(axis=1), np.nan), np.where(known, rates.max(axis=1), np.nan)
         with np.errstate(invalid="ignore"):
+            low, high = np.where(known, [rates.min(axis=1), rates.max(axis=1)], np.nan)
             equal, apart = low == high, (low > 0) & (high >= self.thresholds.apart * low)
         if not known.any() or not apart[int(np.argmax(known))]:
             raise NotApplicable("the parameter groups begin with equal rates, or with a rate of 0")
@@ -71,7 +71,7 @@ class SchedulerFlattensGroupRates:
         step, own = int(run.steps[row]), [float(r) for r in rates[row - 1]]
         yield found(
             RULE,
-            message=f"from step {step} on all {len(own)} parameter groups have the rate {low[row]:.3g}; before, their rates were "
+            message=f"from step {step} on all {len(own)} parameter groups have the same rate, {low[row]:.3g}; before, they were "
             f"{high[row - 1] / low[row - 1]:.3g} times apart",
             first_step=int(run.steps[fired]),
             last_step=int(run.steps[-1]),

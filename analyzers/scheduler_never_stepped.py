@@ -7,7 +7,7 @@ How it decides:     When the run has ended by itself: torch's mark of a schedule
                     optimizer was seen stepping, and the rate was the same at every step.
 Known false alarms: A trial run that stops inside the first epoch of a schedule that is stepped once an epoch: give
                     `stabkit.watch` the `total_steps` of the whole run and it is left alone. A `with` that ends before
-                    `scheduler.step()` is called. A run that was broken off by an exception, or is still going on, is not judged.
+                    `scheduler.step()` is called. A run that was broken off by an exception, or still goes on, is not judged.
 What to try:        Call scheduler.step() after optimizer.step(), or once an epoch where the schedule counts epochs.
 References:         PyTorch documentation, torch.optim, "How to adjust learning rate".
 """

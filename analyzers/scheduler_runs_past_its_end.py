@@ -19,6 +19,7 @@ References:         PyTorch documentation, CosineAnnealingLR: beyond T_max the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -108,7 +109,7 @@ class SchedulerRunsPastItsEnd:
         """The place of the first bottom from which a cosine rises as it fell, among the values of a schedule."""
         count = self.thresholds.mirrored
         inner = np.flatnonzero((values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])) + 1
-        for bottom in inner.tolist():
+        for bottom in map(int, inner):
             top = _top(values, bottom)
             if bottom - top < count or bottom + count >= len(values) or values[bottom] > self.thresholds.fallen * values[top]:
                 continue
@@ -122,13 +123,12 @@ class SchedulerRunsPastItsEnd:
     def _stays_at_zero(self, rates: Array, run: RunLog) -> tuple[int, int] | None:
         """(first row at a rate of 0, the row at which that has lasted) after a decay."""
         for zero in (np.flatnonzero((rates[1:] == 0) & (rates[:-1] > 0)) + 1).tolist():
-            before = rates[:zero]
-            values = before[changes_of(before)]
+            row = zero - 1 + max(self.thresholds.steps, math.ceil(self.thresholds.share * int(run.steps[zero])))
+            if row >= len(rates) or rates[zero : row + 1].any():
+                continue
+            values = rates[:zero][changes_of(rates[:zero])]
             peak = _top(values, len(values) - 1)
-            steps = max(self.thresholds.steps, int(np.ceil(self.thresholds.share * int(run.steps[zero]))))
-            row = zero + steps - 1
-            decayed = len(values) - peak >= 3 and values[-1] <= self.thresholds.last * values[peak]
-            if decayed and row < len(rates) and not rates[zero : row + 1].any():
+            if len(values) - peak >= 3 and values[-1] <= self.thresholds.last * values[peak]:
                 return zero, row
         return None
 

@@ -73,7 +73,9 @@ class SchedulerStepsPerMicroBatch:
             last_good_step=int(run.steps[begin]) - 1,
             state=State.ONGOING if last == len(inside) - 1 else State.RECOVERED,
             evidence=(
-                Evidence(metric="scheduler_steps_between_backwards", observed=float(calls.between[row]), expected=0.0, step=step),
+                Evidence(
+                    metric="scheduler_steps_between_backwards", observed=float(calls.between[row]), expected=0.0, step=step
+                ),
                 Evidence(metric="backward_count", observed=float(backwards[row]), step=step),
             ),
             advice="Put scheduler.step() next to optimizer.step(), inside the `if` that ends an accumulation; as it is, the "

@@ -61,19 +61,19 @@ class StuckStepCount:
             if last - first + 1 < self.thresholds.steps:
                 continue
             fired = first + self.thresholds.steps - 1
-            step, held = int(run.steps[fired]), int(count[first])
+            begin, step, held = int(run.steps[first]), int(run.steps[fired]), int(count[first])
             yield found(
                 RULE,
-                message=f"the optimizer's step count stays at {held} from step {run.steps[first - 1]} on, though steps are taken",
+                message=f"the optimizer's own step count stays at {held} from step {begin - 1} on, though steps are taken",
                 first_step=step,
                 last_step=int(run.steps[last]),
-                event_step=int(run.steps[first]),
-                last_good_step=int(run.steps[first]) - 1,
+                event_step=begin,
+                last_good_step=begin - 1,
                 state=State.ONGOING if last == len(stuck) - 1 else State.RECOVERED,
                 evidence=(
                     Evidence(metric="applied_steps", observed=float(held), expected=float(held + fired - first + 1), step=step),
                 ),
-                advice='Increase state["step"] by 1 in every step of the optimizer, and make a parameter\'s state only where it '
-                f"has none: `if not state:`. Weights from step {run.steps[first]} on were updated with a wrong bias correction.",
+                advice='Increase state["step"] by 1 in every step of the optimizer, and make the state of a parameter only '
+                f"where it has none: `if not state:`. From step {begin} on the bias correction was wrong.",
             )  # fmt: skip
             return

@@ -44,7 +44,12 @@ class HandWrittenAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), counts: bool = True, corrects: bool = True
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        counts: bool = True,
+        corrects: bool = True,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": 1e-8, "weight_decay": 0.0})
         self.counts, self.corrects = counts, corrects
