@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from stabkit.analyzers.base import Analyzer, NotApplicable, Rule
+from stabkit.analyzers.bias_correction_off import BiasCorrectionOff
 from stabkit.analyzers.causes import gather
 from stabkit.analyzers.coupled_weight_decay import CoupledWeightDecay
 from stabkit.analyzers.decay_on_norms_and_biases import DecayOnNormsAndBiases
@@ -17,6 +18,7 @@ from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
 from stabkit.analyzers.loss_divergence import LossDivergence
 from stabkit.analyzers.loss_spike import LossSpike
 from stabkit.analyzers.missing_warmup import MissingWarmup
+from stabkit.analyzers.moments_lost_on_resume import MomentsLostOnResume
 from stabkit.analyzers.nonfinite_value import NonfiniteValue
 from stabkit.analyzers.oversized_update import OversizedUpdate
 from stabkit.analyzers.parameter_not_in_optimizer import ParameterNotInOptimizer
@@ -30,6 +32,7 @@ from stabkit.analyzers.scheduler_runs_past_its_end import SchedulerRunsPastItsEn
 from stabkit.analyzers.scheduler_steps_per_micro_batch import SchedulerStepsPerMicroBatch
 from stabkit.analyzers.stale_second_moment import StaleSecondMoment
 from stabkit.analyzers.stuck_step_count import StuckStepCount
+from stabkit.analyzers.updates_rounded_away import UpdatesRoundedAway
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Finding, Outcome, Status
 from stabkit.metric import METRICS
@@ -42,12 +45,14 @@ ANALYZERS: tuple[Analyzer, ...] = (
     OversizedUpdate(),
     FirstStepAtPeakRate(),
     ZeroRateStep(),
+    BiasCorrectionOff(),
     LossSpike(),
     LossDivergence(),
     GradientSpike(),
     StaleSecondMoment(),
     NonfiniteValue(),
     GrowthTowardsOverflow(),
+    UpdatesRoundedAway(),
     SchedulerBeforeOptimizer(),
     SchedulerNeverStepped(),
     SchedulerRunsPastItsEnd(),
@@ -60,6 +65,7 @@ ANALYZERS: tuple[Analyzer, ...] = (
     StuckStepCount(),
     CoupledWeightDecay(),
     DecayOnNormsAndBiases(),
+    MomentsLostOnResume(),
 )  # fmt: skip
 """Every rule of the catalogue, by code."""
 

@@ -51,7 +51,7 @@ class CoupledWeightDecay:
         step, given = int(run.steps[row]), float(decay[row])
         yield found(
             RULE,
-            message=f"Adam decays by {given:.3g} through the gradient from step {step} on: how much depends on the gradient's size",
+            message=f"Adam decays by {given:.3g} through the gradient from step {step} on: how much depends on its size",
             first_step=step,
             last_step=int(run.steps[rows[-1]]),
             evidence=(Evidence(metric="weight_decay", observed=given, expected=0.0, step=step),),

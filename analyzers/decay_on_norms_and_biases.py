@@ -4,7 +4,7 @@ What it reports:    Weight decay that pulls the gains of normalisation layers, a
 Why it matters:     Decay is meant to keep matrices small. A gain belongs at about 1 and a bias wherever the data wants it:
                     pulled to 0 they shrink what passes through every layer. Most published recipes leave both out.
 How it decides:     A group with weight decay holds normalisation parameters or biases, and rate times decay, added up over
-                    the steps, has come to a tenth: without a gradient to hold them, so much of them would be gone.
+                    the steps, has come to a tenth: with no gradient to hold them, so much of them would be gone.
 Known false alarms: A recipe that decays everything and was tuned so; RMSNorm gains kept as a difference from 1.
 What to try:        Two groups: decay for parameters of two and more dimensions, none for the rest.
 References:         He et al., Bag of Tricks for Image Classification (arXiv 1812.01187), section 3.1, "No bias decay". GPT-2 and

@@ -71,7 +71,7 @@ class SchedulerFlattensGroupRates:
         step, own = int(run.steps[row]), [float(r) for r in rates[row - 1]]
         yield found(
             RULE,
-            message=f"from step {step} on all {len(own)} parameter groups have the same rate, {low[row]:.3g}; before, they were "
+            message=f"from step {step} on all {len(own)} parameter groups have the rate {low[row]:.3g}; before, they were "
             f"{high[row - 1] / low[row - 1]:.3g} times apart",
             first_step=int(run.steps[fired]),
             last_step=int(run.steps[-1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,52 @@ def adam(**options: Any) -> Training:
     return training
 
 
+def sixteen_bits(lr: float) -> Training:
+    """Training of bfloat16 weights by AdamW."""
+
+    def training(implementation: str, logdir: Path) -> stabkit.RunLog:
+        torch.manual_seed(0)
+        model = Model().to(torch.bfloat16)
+        options = IMPLEMENTATIONS[implementation]
+        return train(model, torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, **options), logdir, steps=24)
+
+    return training
+
+
+def resumed(loads_optimizer: bool, steps: int = 20) -> Training:
+    """Two processes' worth of training: the second loads the model and, if it is right, the optimizer."""
+
+    def training(implementation: str, logdir: Path) -> stabkit.RunLog:
+        saved: list[Any] = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            model = Model()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **IMPLEMENTATIONS[implementation])
+            parts = [model, optimizer]
+            for part, state in zip(parts if loads_optimizer else parts[:1], saved, strict=False):
+                part.load_state_dict(state)
+            train(model, optimizer, logdir, steps)
+            saved = copy.deepcopy([part.state_dict() for part in parts])
+        return stabkit.load(logdir)
+
+    return training
+
+
+def again(implementation: str, logdir: Path) -> stabkit.RunLog:
+    """The same run twice from the same seed, into the same directory: what a resume must not be taken for."""
+    for _ in range(2):
+        run = adamw(everything, steps=20)(implementation, logdir)
+    return run
+
+
 CASES: dict[str, WiringCase] = {
+    "an Adam without bias correction": WiringCase(
+        rule="SK105", first_step=1, sick=by_hand(corrects=False, lr=1e-4), healthy=by_hand(corrects=True, lr=1e-4)
+    ),
+    "a rate too low for bfloat16": WiringCase(rule="SK306", first_step=20, sick=sixteen_bits(1e-5), healthy=sixteen_bits(1e-2)),
+    "the optimizer's state not loaded": WiringCase(
+        rule="SK421", first_step=1, sick=resumed(loads_optimizer=False), healthy=again
+    ),
     "a layer that the optimizer does not hold": WiringCase(
         rule="SK416", first_step=20, tensor="outer.weight", healthy=adamw(everything, steps=24),
         sick=adamw(lambda model: [*model.inner.parameters(), *model.norm.parameters()], steps=24),
