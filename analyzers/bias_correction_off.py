@@ -1,16 +1,16 @@
 """SK105 bias-correction-off.
 
 What it reports:    An optimizer of Adam's kind that does not correct its moments for their start at zero.
-Why it matters:     The second moment starts much nearer to zero than the first (0.001 of a gradient's square, 0.1 of a gradient),
-                    so that the first updates are several times larger than the rate says: 3 times at step 1 and 6 times ten
-                    steps later for betas of 0.9 and 0.999, just when a warmup is meant to keep them small.
+Why it matters:     The second moment starts much nearer to zero than the first (0.001 of a gradient's square, 0.1 of a
+                    gradient), so that the first updates are several times larger than the rate says: 3 times at step 1 and
+                    6 times ten steps later for betas of 0.9 and 0.999, just when a warmup is meant to keep them small.
 How it decides:     At the optimizer's first step every element with a gradient moves by the rate if the moments are corrected,
                     and by (1 - beta1) / sqrt(1 - beta2) times the rate if not: nearly all tensors show the second number.
                     Betas for which it is within 20 % of 1 (such as 0.9 and 0.99) cannot be told apart.
 Known false alarms: An optimizer that multiplies the rate by just this number for reasons of its own.
 What to try:        Switch the correction on (correct_bias=True), or divide m by 1 - beta1**t and v by 1 - beta2**t.
-References:         Kingma and Ba, Adam (arXiv 1412.6980), section 3. Mosbach et al., On the Stability of Fine-tuning BERT (arXiv
-                    2006.04884) and Zhang et al., Revisiting Few-sample BERT Fine-tuning (arXiv 2006.05987): without it,
+References:         Kingma and Ba, Adam (arXiv 1412.6980), section 3. Mosbach et al., On the Stability of Fine-tuning BERT
+                    (arXiv 2006.04884) and Zhang et al., Revisiting Few-sample BERT Fine-tuning (arXiv 2006.05987): without it,
                     fine-tuning runs failed.
 """
 
@@ -111,11 +111,12 @@ class BiasCorrectionOff:
         if not known:
             raise NotApplicable("the log has no update per tensor: record with stabkit.watch(..., exact_updates=True)")
         numel = np.array([max(t.numel, 1) for t in run.tensors], dtype=np.float64)
-        zeros = run.table("grad_zero_fraction").values[at] if run.has("grad_zero_fraction", "tensor") else np.zeros(len(numel))
+        none = np.zeros(len(numel))
+        zeros = run.table("grad_zero_fraction").values[at] if run.has("grad_zero_fraction", "tensor") else none
         moved = numel * (1 - zeros)
         fine = np.array([t.dtype not in ("float16", "bfloat16") for t in run.tensors], dtype=bool)
         decay, eps = (_values(run, name, row, groups) for name in ("weight_decay", "eps"))
-        weights = run.table("weight_norm").values[at] if run.has("weight_norm", "tensor") else np.zeros(len(numel))
+        weights = run.table("weight_norm").values[at] if run.has("weight_norm", "tensor") else none
         with np.errstate(invalid="ignore", divide="ignore"):
             moves = run.table(known[0]).values[at] / np.sqrt(moved) / lr
             gradients = run.table("grad_norm_used").values[at] / np.sqrt(moved)

@@ -7,8 +7,8 @@ How it decides:     A group with weight decay holds normalisation parameters or 
                     the steps, has come to a tenth: with no gradient to hold them, so much of them would be gone.
 Known false alarms: A recipe that decays everything and was tuned so; RMSNorm gains kept as a difference from 1.
 What to try:        Two groups: decay for parameters of two and more dimensions, none for the rest.
-References:         He et al., Bag of Tricks for Image Classification (arXiv 1812.01187), section 3.1, "No bias decay". GPT-2 and
-                    BERT recipes: no decay for LayerNorm and bias.
+References:         He et al., Bag of Tricks for Image Classification (arXiv 1812.01187), section 3.1, "No bias decay". The
+                    recipes of BERT and GPT-2: no decay for LayerNorm and bias.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import numpy as np
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.schedules import noted
 from stabkit.analyzers.series import Indices
-from stabkit.finding import Evidence, Finding, Severity
+from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Stream
 
@@ -90,21 +90,24 @@ class MomentsLostOnResume:
             return
         row, place = int(rows[0]), int(np.flatnonzero(moved)[0])
         name, beta2 = run.tensors[place].name, float(np.nanmax(np.append(run.stream.group_values["beta2"][0], 0.0)))
+        memory = round(1 / (1 - beta2)) if 0 < beta2 < 1 else 1
+        last = min(memory, int(run.steps[-1]))
         yield found(
             RULE,
             message=f"step 1 starts from the weights of step {steps[row]} of the attempt before, but with new moments: the "
             "optimizer's state was not loaded",
             first_step=1,
-            last_step=1,
+            last_step=last,
             event_step=1,
             last_good_step=0,
+            state=State.ONGOING if last == run.steps[-1] else State.RECOVERED,
             evidence=(
                 Evidence(metric="weight_norm", observed=float(entry[place]), expected=float(norms[row, place]), step=1,
                          tensor=name, note=f"after step {steps[row]} of the attempt before"),
                 Evidence(metric="applied_steps", observed=0.0, expected=float(steps[row]), note="before step 1"),
             ),
             advice=f"Load it with the model: optimizer.load_state_dict(saved), as of step {steps[row]}."
-            + (f" Without it, warm up again for about {2 / (1 - beta2):.0f} steps." if 0 < beta2 < 1 else ""),
+            + (f" Without it, warm up again for about {2 * memory} steps." if memory > 1 else ""),
         )  # fmt: skip
 
 

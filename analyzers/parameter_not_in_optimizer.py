@@ -6,13 +6,15 @@ Why it matters:     They keep the values they were made with. A head that was re
 How it decides:     After 20 steps (or at the end of a shorter run): the parameter asks for a gradient, has one when the
                     optimizer steps, and none of the optimizers that have stepped, watched or not, holds it.
 Known false alarms: Parameters that are updated by hand. A backbone that is meant to be frozen, but is frozen only by leaving
-                    it out: its gradients are computed for nothing. An optimizer that first steps after step 20.
+                    it out: its gradients are computed for nothing. An optimizer that first steps after step 20. Not
+                    judged: optimizers that hold tensors outside the model, which may be copies in 32 bits.
 What to try:        Make the optimizer after the last change to the model, or add a group; freeze what is meant to be frozen.
 References:         PyTorch documentation, torch.optim, "Constructing it"; Optimizer.add_param_group.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from stabkit.analyzers.base import NotApplicable, Rule, found
@@ -26,6 +28,8 @@ RULE = Rule(
 )
 LOOKED = 20
 """The recorder looks for so many steps."""
+OUTSIDE = re.compile(r"optimizer\d+\.group\d+\.\d+$")
+"""The names of tensors that are in an optimizer but not in the model."""
 
 
 class ParameterNotInOptimizer:
@@ -42,6 +46,8 @@ class ParameterNotInOptimizer:
             if len(run.steps) < LOOKED and not any(event.get("event") == "close" for event in run.events):
                 raise NotApplicable(f"{len(run.steps)} steps; told after {LOOKED}, or at the end of the run")
             return
+        if any(OUTSIDE.match(tensor.name) for stream in run.streams for tensor in stream.tensors):
+            raise NotApplicable("an optimizer holds tensors outside the model, which may be copies of its parameters")
         names, count, step = tuple(map(str, told[0]["parameters"])), int(told[0]["count"]), int(told[0]["step"])
         others = f" and {count - 1} other parameter{'s' if count > 2 else ''}" if count > 1 else ""
         yield found(

@@ -8,10 +8,10 @@ Why it matters:     torch's CosineAnnealingLR and the cosines of many libraries 
 How it decides:     A cosine: the rate fell to less than half its peak, and then took its last values again in reverse order,
                     one by one, from a bottom that is round, not pointed. At 0: the rate came down to exactly 0 in several
                     steps, and more training steps followed than an end can be off by.
-Known false alarms: A cosine that is meant to swing back, such as CosineAnnealingLR with a short T_max used as a cycle. Left
-                    alone are: triangular cycles (CyclicLR), warm restarts (they jump), OneCycleLR, a cosine that rose as it
-                    falls (a cycle from its start on), a rate switched off at once. Not seen: a cosine whose length is
-                    no whole number of steps, one that ends at a floor with a flat stretch.
+Known false alarms: A cosine that is meant to swing back, such as CosineAnnealingLR with a short T_max used as a cycle; a
+                    cycle that falls to 0 and rests there. Left alone are: triangular cycles (CyclicLR), warm restarts (they
+                    jump), OneCycleLR, a cosine that rose as it falls (a cycle from its start on), a rate switched off at
+                    once. Not seen: a cosine whose length is no whole number of steps, or with a flat stretch at its end.
 What to try:        Give the schedule the number of optimizer steps of the whole run, or end the training with it.
 References:         PyTorch documentation, CosineAnnealingLR: beyond T_max the formula goes on, periodically. Transformers,
                     get_linear_schedule_with_warmup: a factor of 0 from num_training_steps on.
