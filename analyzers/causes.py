@@ -20,6 +20,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "SK204": frozenset({"SK201", "SK203"}),
     "SK201": frozenset({"SK203", "SK204"}),
     "SK202": frozenset({"SK201"}),
+    "SK411": frozenset({"SK104"}),
 }
 """What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""
 

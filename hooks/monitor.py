@@ -95,7 +95,8 @@ class Monitor:
     def detach(self) -> None:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
-        self._tell_orphans(last=True)
+        for watched in self._watched.values():
+            self._tell_unused(watched, last=True)
         self._watched.clear()
         self._ownership = Ownership((), {})
         self._scaling = scaler.Scaling()
@@ -258,6 +259,7 @@ class Monitor:
             watched.step += 1
         if watched.index == 0:
             self.step = watched.step
+        watched.reach.look(watched.recorder.parameters)
         unguarded = None if self._guards else self._scaling.still_on(stepping, self._watched)
         watched.recorder.step_begin(watched.step, closure, unguarded)
 
@@ -276,13 +278,18 @@ class Monitor:
             self._faults = self._in_a_row = 0
             self._tell_news(watched)
         finally:
-            self._tell_orphans()
+            watched.reach.stepped(recorder.parameters)
+            self._tell_unused(watched)
             recorder.begin_step()
 
-    def _tell_orphans(self, last: bool = False) -> None:
+    def _tell_unused(self, watched: Watched, last: bool = False) -> None:
+        """Parameters of the model that no optimizer holds, and parameters of the optimizer that no gradient reaches."""
         orphans = self._ownership.orphans(self.step, last)
         if orphans:
             self._note("orphans", parameters=orphans[:20], count=len(orphans), step=self.step)
+        unreached = watched.unreached(self._names, last)
+        if unreached:
+            self._note("unreached", optimizer=watched.index, parameters=unreached[:20], count=len(unreached), step=watched.step)
 
     def _tell_news(self, watched: Watched) -> None:
         trust = watched.recorder.trust

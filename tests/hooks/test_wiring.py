@@ -250,6 +250,28 @@ def test_parameters_of_an_optimizer_that_is_not_watched_are_no_orphans(tmp_path:
     assert not [e for e in stabkit.load(tmp_path).events if e["event"] == "orphans"]
 
 
+@pytest.mark.parametrize("steps", [3, 30])
+def test_parameters_that_no_gradient_reaches_are_told_once(steps: int, tmp_path: Path) -> None:
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "left out": nn.Linear(4, 4), "frozen": nn.Linear(4, 4)})
+    model["frozen"].requires_grad_(False)
+    outside = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.AdamW([*model.parameters(), outside])
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(steps):
+            train(model["used"], optimizer)
+    (told,) = [e for e in stabkit.load(tmp_path).events if e["event"] == "unreached"]
+    names = ["left out.weight", "left out.bias", "optimizer0.group0.6"]
+    assert (told["optimizer"], told["parameters"], told["count"], told["step"]) == (0, names, 3, min(steps, 20))
+
+
+def test_an_optimizer_without_any_gradient_has_none_left_out(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(4):
+            optimizer.step()
+    assert not [e for e in stabkit.load(tmp_path).events if e["event"] == "unreached"]
+
+
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_how_the_run_ended_is_in_the_log(error: Any, tmp_path: Path) -> None:
     model, optimizer = make()
