@@ -82,7 +82,7 @@ def look_at(roots: Any) -> list[Root]:
     for root in roots if isinstance(roots, (tuple, list)) else (roots,):
         scalar = isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex()
         own = whole(root) if scalar else None
-        if own is not None and own.is_cpu:  # reading a value on a device would make the training wait
+        if own is not None:
             value = own.detach().to(torch.float64, copy=True).reshape(())
             seen.append(Root(value, *_describe(root.grad_fn)))
         else:
@@ -195,7 +195,7 @@ def _items(name: str, node: Any) -> list[Number]:
         if not name.startswith("NllLoss"):
             return [float(node._saved_self.numel())]
         weight = node._saved_total_weight  # without class weights: the number of targets that are not ignored
-        return [weight.detach().clone()] if weight.is_cpu else []
+        return [weight.detach().clone()]
     except (AttributeError, RuntimeError):  # another torch calls it otherwise, or the graph is used a second time
         return []
 
@@ -205,8 +205,8 @@ def _other_of(node: Any) -> Number | None:
         other = getattr(node, "_saved_other", None)
     except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
         return None
-    if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
-        if not other.is_cpu or other.numel() != 1 or other.is_complex():
+    if isinstance(other, torch.Tensor):
+        if other.numel() != 1 or other.is_complex():
             return None
         if type(other) is not torch.Tensor:
             return other.detach().clone()
