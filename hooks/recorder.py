@@ -223,7 +223,7 @@ class StepRecorder:
         record.step_outside_scaler = 3 if outside and self._by_hand else outside
         record.skipped = int(passed_over.value > 0)
         self.wiring.tell(record)
-        record.backward_count = len(self._window.calls)
+        record.backward_count, record.loss_kinds = len(self._window.calls), self._window.kinds
         record.loss, record.loss_sum, record.loss_reduction = self._window.reduce()
         if record.loss_reduction == 3 and self.wiring.alike and self._window.plain and not self._ledger.hand_made():
             record.undivided_losses = record.backward_count
