@@ -122,6 +122,11 @@ class LossWindow:
         """Whether every root is a mean that nothing was multiplied or divided by: no sum of items, no weight."""
         return not any(root.weighed or root.items for call in self.calls for root in call)
 
+    @property
+    def kinds(self) -> int:
+        """How many kinds of loss the calls were of, as far as their first operations tell."""
+        return len({tuple(root.operations for root in call) for call in self.calls})
+
     def ask(self, batch: Batch) -> None:
         """Put the values of all roots, and what they were divided by, into a batch."""
         roots = [root for call in self.calls for root in call]
@@ -146,8 +151,7 @@ class LossWindow:
         by = [n for n in (count, self.divisor) if all(_divided(each, n) for each in factors)]
         self.divisor = by[0] if by else self.divisor
         divided = bool(by) or self._over_all_items(factors)
-        differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
-        return (total, total, 2) if divided or differ else (total / count, total, 3)
+        return (total, total, 2) if divided or self.kinds > 1 else (total / count, total, 3)
 
     def _over_all_items(self, factors: list[list[float]]) -> bool:
         """Whether the roots are sums over items (tokens), each divided by about the number of items in all of them.

@@ -90,7 +90,7 @@ class Unfinished:
         outside = 0 if math.isnan(numbers["unguarded"]) else 1 if numbers["unguarded"] == 1 else 2
         record.step_outside_scaler = 3 if outside and self.by_hand else outside
         seen.wiring.tell(record)
-        record.backward_count = len(seen.window.calls)
+        record.backward_count, record.loss_kinds = len(seen.window.calls), seen.window.kinds
         record.loss, record.loss_sum, record.loss_reduction = seen.window.reduce()
         alike = seen.wiring.alike and seen.window.plain and not seen.ledger.hand_made()
         if record.loss_reduction == _DIFFERENT_ROOTS and alike:
