@@ -88,6 +88,39 @@ class PlainAdam(Handmade):
         p -= group["lr"] * (state["m"] / (1 - beta1**t)) / ((state["v"] / (1 - beta2**t)).sqrt() + group["eps"])
 
 
+class AnyAdam(Handmade):
+    """Every way of writing an Adam, spelled out.
+
+    Its options: `decay` is "before", "after" or "coupled"; `corrects` says whether it corrects, `ahead` whether it keeps the
+    count of the step to come, `inner` whether it adds eps before the correction.
+    """
+
+    usual: ClassVar[dict[str, Any]] = {"lr": 0.05, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.5}
+
+    def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        (beta1, beta2), lr, wd, eps = group["betas"], group["lr"], group["weight_decay"], group["eps"]
+        first = 1 if group["ahead"] else 0
+        if not state:
+            state["step"], state["m"], state["v"] = first, torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        t = state["step"] - first
+        if group["decay"] == "coupled":
+            g = g + wd * p
+        if group["decay"] == "before":
+            p.mul_(1 - lr * wd)
+        state["m"] = beta1 * state["m"] + (1 - beta1) * g
+        state["v"] = beta2 * state["v"] + (1 - beta2) * g.square()
+        m, v = state["m"], state["v"]
+        if not group["corrects"]:
+            p.sub_(lr * m / (v.sqrt() + eps))
+        elif group["inner"]:
+            p.sub_(lr * math.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (v.sqrt() + eps))
+        else:
+            p.sub_(lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + eps))
+        if group["decay"] == "after":
+            p.mul_(1 - lr * wd)
+
+
 class HandLion(Handmade):
     """Lion keeps one moment, under the name that Adam has for its own."""
 
