@@ -162,6 +162,31 @@ class Stranger(Handmade):
         return loss
 
 
+class BareState(Handmade):
+    """Its state is no dict of dicts: a parameter's is the momentum itself, and a count for all lies beside."""
+
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3}
+
+    def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        momentum = state.setdefault("momentum", torch.zeros_like(p)) if isinstance(state, dict) else state
+        momentum.mul_(0.9).add_(g)
+        p.sub_(momentum, alpha=group["lr"])
+        self.state[p] = momentum
+        self.state["steps"] = self.state["steps"] + 1 if "steps" in self.state else 1  # type: ignore[index]
+
+
+class OddMoments(Handmade):
+    """Keeps what Adam keeps under Adam's names, but as numbers and in other shapes."""
+
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+
+    def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        state["step"] = "first" if not state else "later"
+        state["exp_avg"] = float(g.mean())
+        state["exp_avg_sq"] = 0.9 * state.get("exp_avg_sq", torch.zeros(1)) + 0.1 * g.square().mean()
+        p.sub_(g / (state["exp_avg_sq"].sqrt() + group["eps"]), alpha=group["lr"])
+
+
 class BoundedAdamW(torch.optim.AdamW):
     """A subclass that does as AdamW and then halves what each weight was changed by: its state looks like any AdamW's."""
 
