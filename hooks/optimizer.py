@@ -183,11 +183,13 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
     """The optimizer's own count of steps of each parameter: 0 before the first, -1 where it keeps none."""
     if not optimizer.state:
         return [0.0] * len(parameters)
-    state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
+    state_of: Callable[..., Any] = optimizer.state.get
     return [_count(state_of(p, _NOTHING)) for p in parameters]
 
 
-def _count(state: Mapping[str, Any]) -> float:
+def _count(state: Any) -> float:
+    if not isinstance(state, dict):  # a state written by hand may be the momentum itself
+        return -1.0
     step = state.get("step")
     if step is None:  # LBFGS keeps a step length under "t"
         t = state.get("t")
@@ -241,7 +243,7 @@ def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments:
     if first is None:
         return [TensorState(p, p.grad, None, None) for p in parameters]
     states: list[TensorState] = []
-    state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
+    state_of: Callable[..., Any] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
         m, v, top = get(first), get(second) if second else None, get(largest) if largest else None
