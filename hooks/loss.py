@@ -18,7 +18,7 @@ import torch.autograd
 
 from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
 from stabkit.hooks.distributed import whole
-from stabkit.hooks.transfer import Batch, Later, Number
+from stabkit.hooks.transfer import Batch, Later, Number, reachable
 
 __all__ = ["LossWindow", "Root", "install", "look_at"]
 
@@ -82,7 +82,7 @@ def look_at(roots: Any) -> list[Root]:
     for root in roots if isinstance(roots, (tuple, list)) else (roots,):
         scalar = isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex()
         own = whole(root) if scalar else None
-        if own is not None:
+        if own is not None and reachable(own):
             value = own.detach().to(torch.float64, copy=True).reshape(())
             seen.append(Root(value, *_describe(root.grad_fn)))
         else:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from stabkit.hooks.statistics import AdamStep, TensorState
-from stabkit.hooks.transfer import Batch
+from stabkit.hooks.transfer import Batch, Later
 from stabkit.metric import Array
 
 __all__ = ["Probe"]
@@ -49,7 +49,7 @@ class Probe:
         if state.grad is None or state.exp_avg is None or state.exp_avg_sq is None or not state.param.numel():
             return None
         second = state.exp_avg_sq if state.max_exp_avg_sq is None else state.max_exp_avg_sq
-        taken = _Taken(torch.finfo(state.param.dtype).eps)
+        taken = _Taken(torch.finfo(state.param.dtype).eps, None if state.count is None else batch.add(state.count))
         elements = (self._before[i], _some_of(state.param), _some_of(state.exp_avg), _some_of(second))
         for name, tensor in zip(("before", "after", "first", "second"), elements, strict=True):
             batch.then(tensor, functools.partial(setattr, taken, name))
@@ -79,6 +79,7 @@ class _Taken:
 
     Attributes:
         rounding: Machine epsilon of the parameter's dtype.
+        count: The optimizer's count of steps where it keeps that on a device, else None.
         before: The parameter before the step.
         after: The parameter after it.
         first: m after it.
@@ -86,6 +87,7 @@ class _Taken:
     """
 
     rounding: float
+    count: Later | None
     before: Array = field(default_factory=lambda: np.empty(0))
     after: Array = field(default_factory=lambda: np.empty(0))
     first: Array = field(default_factory=lambda: np.empty(0))
@@ -93,7 +95,8 @@ class _Taken:
 
     def error(self, step: AdamStep) -> float:
         """The error of a formula in units of what is allowed; NaN where this tensor proves nothing."""
-        bias1, bias2 = 1 - step.beta1**step.count, 1 - step.beta2**step.count
+        count = step.count if self.count is None else self.count.value
+        bias1, bias2 = 1 - step.beta1**count, 1 - step.beta2**count
         possible = bias1 > 0 and bias2 > 0  # at count 0 a formula that corrects divides by zero
         with np.errstate(all="ignore"):
             decay = step.lr * step.weight_decay if step.decoupled else 0.0

@@ -12,7 +12,7 @@ import torch
 from stabkit.hooks import ring
 from stabkit.metric import Array
 
-__all__ = ["Batch", "Later", "Number", "host_number", "on_host"]
+__all__ = ["Batch", "Later", "Number", "host_number", "on_host", "reachable"]
 
 Number: TypeAlias = "float | torch.Tensor"
 """A number that is known already, or a tensor of one element that holds it."""
@@ -57,7 +57,7 @@ class Batch:
 
     def then(self, tensor: torch.Tensor, use: Callable[[Array], None]) -> None:
         """Hand the elements of a tensor on, as float64 [numel], once they are here; NaN from where nothing is carried."""
-        if on_host(tensor) or ring.carries(tensor):
+        if reachable(tensor):
             self._tensors.append(tensor.detach())
             self._uses.append(use)
         else:
@@ -109,6 +109,11 @@ class Batch:
 def on_host(tensor: torch.Tensor) -> bool:
     """Whether a tensor can be read without making the training wait."""
     return tensor.is_cpu
+
+
+def reachable(tensor: torch.Tensor) -> bool:
+    """Whether its numbers can be had at all."""
+    return on_host(tensor) or ring.carries(tensor)
 
 
 def _together(tensors: Sequence[torch.Tensor]) -> Array:

@@ -17,7 +17,8 @@ def test_tensors_off_the_host_are_not_read_and_it_is_said_once(tmp_path: Path) -
     """The meta device stands for all that are neither CPU nor CUDA: every read of a value raises there."""
     model = nn.Linear(4, 2, device="meta")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
-    with pytest.warns(StabkitWarning, match="parameters lie on meta, where this version measures no tensors") as warned, stabkit.watch(model, optimizer, tmp_path / "run"):
+    told = "parameters lie on meta, where this version measures no tensors"
+    with pytest.warns(StabkitWarning, match=told) as warned, stabkit.watch(model, optimizer, tmp_path / "run"):
         for _ in range(5):
             optimizer.zero_grad()
             model(torch.randn(3, 4, device="meta")).sum().backward()
