@@ -1,5 +1,6 @@
 # make demo   set up, then train a small real model with and without a fault and analyse both
 # make test   set up, then the fast tests (under 10 minutes on two cores)
+# make test-slow   what takes minutes, with Transformers, Lightning and Accelerate, which it installs first
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/installed
+test-slow: $(VENV)/installed $(VENV)/frameworks
 	$(BIN)/python -m pytest -m slow
 
 # mypy reads the built wheel: there the packages lie where they are imported from. An old build/ would add modules long gone.
@@ -25,6 +26,11 @@ lint: $(VENV)/installed
 $(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt hooks/statistics/_one_pass.c hooks/statistics/_sums.h
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Kept apart: nothing but the slow tests needs them. The constraints keep torch as it is.
+$(VENV)/frameworks: $(VENV)/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[frameworks]'
 	touch $@
 
 clean:

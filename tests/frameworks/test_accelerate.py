@@ -16,10 +16,14 @@ from torch.nn import functional as F
 
 import stabkit
 
-accelerate = pytest.importorskip("accelerate", reason="needs the extra `frameworks` (make test-slow installs it)")
-
 pytestmark = SLOW
 STEPS = 24
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    """Looked for only when a test runs: importing it takes seconds that `make test` need not spend."""
+    pytest.importorskip("accelerate", reason="needs the extra `frameworks` (make test-slow installs it)")
 
 
 class Account:
@@ -45,6 +49,8 @@ def train(
         given: Pass the prepared model and optimizer to watch, instead of the bare model.
         leftover: Micro-batches at the end of the epoch that make no whole step: Accelerate steps with them all the same.
     """
+    import accelerate
+
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerate.utils.set_seed(0)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=accumulate)
@@ -81,7 +87,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "accumulating three": {"accumulate": 3},
     "accumulating three, two left over": {"accumulate": 3, "leftover": 2},
     "bfloat16": {"precision": "bf16"},
-    "float16 with a scaler": {"precision": "fp16"},
+    "float16, which Accelerate leaves off on the CPU": {"precision": "fp16"},
     "prepared objects given": {"accumulate": 2, "given": True},
 }
 

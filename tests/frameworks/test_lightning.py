@@ -18,13 +18,20 @@ from torch.nn import functional as F
 
 import stabkit
 
-lightning = pytest.importorskip("lightning", reason="needs the extra `frameworks` (make test-slow installs it)")
-
 pytestmark = SLOW
 STEPS = 24
 
 
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    """Looked for only when a test runs: importing it takes seconds that `make test` need not spend."""
+    pytest.importorskip("lightning", reason="needs the extra `frameworks` (make test-slow installs it)")
+
+
 def classifier(automatic: bool, accumulate: int) -> Any:
+    import lightning
+    from lightning.pytorch.utilities import grad_norm
+
     class Classifier(lightning.LightningModule):
         """Keeps what it was told of each step."""
 
@@ -60,7 +67,7 @@ def classifier(automatic: bool, accumulate: int) -> Any:
 
         def note(self, optimizer: Any) -> None:
             self.rates.append(optimizer.param_groups[0]["lr"])
-            self.norms.append(float(lightning.pytorch.utilities.grad_norm(self.net, norm_type=2)["grad_2.0_norm_total"]))
+            self.norms.append(float(grad_norm(self.net, norm_type=2)["grad_2.0_norm_total"]))
 
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.AdamW(self.parameters(), lr=3e-3)
@@ -94,6 +101,8 @@ def keeper() -> Any:
 
 
 def fit(where: Path, watch: bool, automatic: bool = True, accumulate: int = 1, **options: Any) -> tuple[Any, Any]:
+    import lightning
+
     lightning.seed_everything(0, verbose=False)
     model, logger = classifier(automatic, accumulate), keeper()
     generator = torch.Generator().manual_seed(1)
@@ -140,6 +149,8 @@ def test_fit_agrees_with_lightnings_own_log(tmp_path: Path, options: dict[str, A
 
 
 def test_an_exception_in_a_callback_leaves_a_whole_log(tmp_path: Path) -> None:
+    import lightning
+
     class Stopping(lightning.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             if trainer.global_step == 10:

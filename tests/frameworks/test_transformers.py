@@ -18,12 +18,18 @@ from framework_runs import SLOW, assert_agrees, same_weights, watched
 import stabkit
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched: the model is made from its configuration
-transformers = pytest.importorskip("transformers", reason="needs the extra `frameworks` (make test-slow installs it)")
-
 pytestmark = SLOW
 
 
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    """Looked for only when a test runs: importing it takes seconds that `make test` need not spend."""
+    pytest.importorskip("transformers", reason="needs the extra `frameworks` (make test-slow installs it)")
+
+
 def train(where: Path, watch: bool, steps: int = 20, resume: bool = False, **options: Any) -> tuple[Any, Any]:
+    import transformers
+
     transformers.set_seed(0)
     config = transformers.GPT2Config(
         vocab_size=32, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None
