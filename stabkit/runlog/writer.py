@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +149,7 @@ class RunWriter:
             return
         failures = []
         streams, lines = self._streams.values(), self._lines.values()
-        told = partial(self._line, "events.jsonl", {"event": "close"})
-        for act in (told, *(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
+        for act in (*(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
             try:
                 act()
             except OSError as error:
