@@ -65,5 +65,6 @@ if rank == 0:
     last = zip(losses.tensors, losses.values[-1], strict=True)
     print("last losses by rank:", ", ".join(f"{name} {value:.3f}" for name, value in last))
     for finding in stabkit.analyze(run).findings:
-        print(f"{finding.severity} {finding.rule} {finding.name}: {finding.message}")
+        for told in (finding, *finding.consequences):
+            print(f"{told.severity} {told.rule} {told.name}: {told.message}")
 dist.destroy_process_group()

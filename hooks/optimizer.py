@@ -228,7 +228,7 @@ def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments:
     if first is None:
         return [TensorState(p, p.grad, None, None) for p in parameters]
     states: list[TensorState] = []
-    state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
+    state_of: Callable[..., Mapping[Any, Any]] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
         states.append(TensorState(p, p.grad, get(first), get(second), get(largest)))

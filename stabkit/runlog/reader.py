@@ -75,7 +75,7 @@ def _together(logs: Mapping[int, RunLog], parts: Mapping[int, list[Part]], notes
         notes += _prefixed(remarks, several)
     for rank, run in logs.items():
         notes += _prefixed(run.notes, f"rank {rank}: ")
-    scalars = {name: points for run in reversed(logs.values()) for name, points in run.scalars.items()}
+    scalars = {name: points for run in reversed(list(logs.values())) for name, points in run.scalars.items()}
     return replace(
         logs[lowest],
         streams=tuple(streams) or logs[lowest].streams,
