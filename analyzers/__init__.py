@@ -8,16 +8,39 @@ from dataclasses import replace
 import numpy as np
 
 from stabkit.analyzers.base import Analyzer, NotApplicable, Rule
+from stabkit.analyzers.bias_correction_off import BiasCorrectionOff
 from stabkit.analyzers.causes import gather
+from stabkit.analyzers.clip_before_backward import ClipBeforeBackward
+from stabkit.analyzers.clip_before_unscale import ClipBeforeUnscale
+from stabkit.analyzers.clip_per_micro_batch import ClipPerMicroBatch
+from stabkit.analyzers.coupled_weight_decay import CoupledWeightDecay
+from stabkit.analyzers.decay_on_norms_and_biases import DecayOnNormsAndBiases
 from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
 from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
+from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
 from stabkit.analyzers.loss_spike import LossSpike
+from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
 from stabkit.analyzers.missing_warmup import MissingWarmup
+from stabkit.analyzers.missing_zero_grad import MissingZeroGrad
+from stabkit.analyzers.moments_lost_on_resume import MomentsLostOnResume
 from stabkit.analyzers.nonfinite_value import NonfiniteValue
 from stabkit.analyzers.oversized_update import OversizedUpdate
+from stabkit.analyzers.parameter_not_in_optimizer import ParameterNotInOptimizer
+from stabkit.analyzers.parameter_without_gradient import ParameterWithoutGradient
+from stabkit.analyzers.schedule_restarts_on_resume import ScheduleRestartsOnResume
+from stabkit.analyzers.scheduler_before_optimizer import SchedulerBeforeOptimizer
+from stabkit.analyzers.scheduler_counts_skipped_steps import SchedulerCountsSkippedSteps
+from stabkit.analyzers.scheduler_flattens_group_rates import SchedulerFlattensGroupRates
+from stabkit.analyzers.scheduler_never_stepped import SchedulerNeverStepped
+from stabkit.analyzers.scheduler_runs_past_its_end import SchedulerRunsPastItsEnd
+from stabkit.analyzers.scheduler_steps_per_micro_batch import SchedulerStepsPerMicroBatch
 from stabkit.analyzers.stale_second_moment import StaleSecondMoment
+from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
+from stabkit.analyzers.stuck_step_count import StuckStepCount
+from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
+from stabkit.analyzers.updates_rounded_away import UpdatesRoundedAway
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Finding, Outcome, Status
 from stabkit.metric import METRICS
@@ -30,12 +53,35 @@ ANALYZERS: tuple[Analyzer, ...] = (
     OversizedUpdate(),
     FirstStepAtPeakRate(),
     ZeroRateStep(),
+    BiasCorrectionOff(),
     LossSpike(),
     LossDivergence(),
     GradientSpike(),
     StaleSecondMoment(),
     NonfiniteValue(),
     GrowthTowardsOverflow(),
+    UpdatesRoundedAway(),
+    ClipBeforeUnscale(),
+    StepOutsideScaler(),
+    MissingScalerUpdate(),
+    ClipBeforeBackward(),
+    ClipPerMicroBatch(),
+    MissingZeroGrad(),
+    UndividedAccumulation(),
+    LeftoverMicroBatches(),
+    SchedulerBeforeOptimizer(),
+    SchedulerNeverStepped(),
+    SchedulerRunsPastItsEnd(),
+    SchedulerCountsSkippedSteps(),
+    SchedulerStepsPerMicroBatch(),
+    SchedulerFlattensGroupRates(),
+    ScheduleRestartsOnResume(),
+    ParameterNotInOptimizer(),
+    ParameterWithoutGradient(),
+    StuckStepCount(),
+    CoupledWeightDecay(),
+    DecayOnNormsAndBiases(),
+    MomentsLostOnResume(),
 )  # fmt: skip
 """Every rule of the catalogue, by code."""
 

@@ -85,15 +85,31 @@ def detach(monitor: Monitor) -> None:
 
 
 def listening() -> bool:
-    """Whether anybody would hear an event; False in a forked child (a DataLoader worker), which shares the patches."""
-    return bool(_monitors) and os.getpid() == _process
+    """Whether anybody would hear an event.
+
+    False in a forked child (a DataLoader worker), which shares the patches. False while a CUDA graph is captured: nothing is
+    computed then, an operation of ours would become part of the user's graph, and its replays run without Python.
+    """
+    if not _monitors or os.getpid() != _process:
+        return False
+    if _capturing():
+        _deliver("captured")
+        return False
+    return True
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # never the one to initialise CUDA
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a traced hook would change the user's graphs (and lose the record)
 def notify(event: str, *details: Any) -> None:
     """Tell every monitor. Nothing raised in here reaches the user's training; KeyboardInterrupt does, as it should."""
-    if not listening():
-        return
+    if listening():
+        _deliver(event, *details)
+
+
+def _deliver(event: str, *details: Any) -> None:
     for monitor in _monitors:
         if not monitor.alive:
             continue

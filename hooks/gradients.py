@@ -18,7 +18,7 @@ from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import Batch, Later, Number
 from stabkit.metric import Array
 
-__all__ = ["GradientLedger", "Signature", "is_zero", "signatures"]
+__all__ = ["GradientLedger", "Signature", "changed", "is_zero", "signatures"]
 
 Signature = tuple[int, int] | None
 _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
@@ -28,6 +28,13 @@ def signatures(parameters: Sequence[torch.Tensor]) -> list[Signature]:
     """(identity, version) of each parameter's gradient, None where it has none."""
     plain = torch.Tensor
     return [None if (g := p.grad) is None else (id(g), g._version if type(g) is plain else version(g)) for p in parameters]
+
+
+def changed(before: Sequence[Signature], now: Sequence[Signature]) -> frozenset[int]:
+    """Places of the gradients that were written to; all, where an optimizer was first seen in between."""
+    if len(before) != len(now):
+        return frozenset(range(len(now)))
+    return frozenset(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
 
 
 class GradientLedger:
@@ -132,9 +139,23 @@ class GradientLedger:
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
 
-    def concerns(self, call: ClipCall) -> bool:
-        """Whether a call was given any of these parameters, with a gradient or without."""
-        return any(id(p) in self._place for p in call.asked)
+    def concerned(self, call: ClipCall) -> frozenset[int] | None:
+        """Places of the gradients that a call clips, None where it clips others' only.
+
+        None of ours are clipped, too, by a call that finds no gradient at all though it was given our parameters.
+        """
+        places = self._places(call)
+        ours = places or (not call.parameters and any(id(p) in self._place for p in call.asked))
+        return frozenset(places) if ours else None
+
+    def alive(self) -> Number:
+        """Above 0 where the gradients were not set to zero behind the version counter, as `p.grad.data.zero_()` does.
+
+        The largest speaks for all. On a device it is not asked.
+        """
+        largest = max((p.grad for p in self.parameters if p.grad is not None), key=torch.Tensor.numel, default=None)
+        own = None if largest is None else local(largest)
+        return own.any() if own is not None and own.is_cpu and own.layout is torch.strided else 1.0
 
     def hand_made(self) -> bool:
         """Whether something else than a clipping call that was seen wrote to the gradients since backward."""

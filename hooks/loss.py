@@ -33,6 +33,7 @@ def install() -> list[Undo]:
     """Patch the engine call: events "backward_begin" with the roots, "backward_end" with whether it went through."""
 
     def wrap(original: Any) -> Any:
+        @functools.partial(torch.compiler.disable, recursive=False)  # this frame is not traced; what backward compiles still is
         @functools.wraps(original)
         def run_backward(roots: Any, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or not listening() or kwargs.get("accumulate_grad") is not True:
@@ -65,12 +66,14 @@ class Root:
         operations: Names of the first nodes of its graph: what kind of loss it is.
         factors: Numbers it was multiplied by, or divided by (True), at the very end.
         items: How many numbers were added up for it, such as the losses of tokens, as factors; none for a mean.
+        weighed: Whether it was multiplied or divided by anything there, a number that can be read or not.
     """
 
     value: torch.Tensor | None
     operations: tuple[str, ...] = ()
     factors: tuple[tuple[Number, bool], ...] = ()
     items: tuple[Number, ...] = ()
+    weighed: bool = False
 
 
 def look_at(roots: Any) -> list[Root]:
@@ -94,10 +97,13 @@ class LossWindow:
     Attributes:
         calls: The roots of each.
         failed: Whether one raised half-way: the gradients are then of no known loss.
+        divisor: The number of calls by which roots were divided when it last was their own: those left over at the end of an
+            epoch are fewer, and divided by it all the same. 0 before.
     """
 
     calls: list[list[Root]] = field(default_factory=list)
     failed: bool = False
+    divisor: int = 0
     _values: list[Later] = field(default_factory=list)
     _factors: list[list[tuple[Later, bool]]] = field(default_factory=list)
     _items: list[list[Later]] = field(default_factory=list)
@@ -106,6 +112,15 @@ class LossWindow:
     def begun(self) -> bool:
         """Whether any backward reached the optimizer's gradients."""
         return self.failed or bool(self.calls)
+
+    def following(self) -> LossWindow:
+        """The window of the next step."""
+        return LossWindow(divisor=self.divisor)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every root is a mean that nothing was multiplied or divided by: no sum of items, no weight."""
+        return not any(root.weighed or root.items for call in self.calls for root in call)
 
     def ask(self, batch: Batch) -> None:
         """Put the values of all roots, and what they were divided by, into a batch."""
@@ -127,34 +142,47 @@ class LossWindow:
         total, count = sum(later.value for later in self._values), len(self.calls)
         if count == 1:
             return total, total, 1 if len(self._values) == 1 else 2
-        parts = (count, sum(math.prod(later.value for later in items) for items in self._items))
         factors = [[1 / f.value if inverted and f.value else f.value for f, inverted in each] for each in self._factors]
-        divided = all(_divided(each, parts) for each in factors)
+        by = [n for n in (count, self.divisor) if all(_divided(each, n) for each in factors)]
+        self.divisor = by[0] if by else self.divisor
+        divided = bool(by) or self._over_all_items(factors)
         differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
         return (total, total, 2) if divided or differ else (total / count, total, 3)
 
+    def _over_all_items(self, factors: list[list[float]]) -> bool:
+        """Whether the roots are sums over items (tokens), each divided by about the number of items in all of them.
 
-def _divided(factors: Sequence[float], parts: Sequence[float]) -> bool:
-    """Whether one of the factors, or all of them together, divide by one of these numbers."""
-    return any(abs(f * n - 1) < 1e-5 for f in (*factors, math.prod(factors)) for n in parts)
+        About, because Transformers counts the first token of every sequence, which is no target. Had each been divided by its
+        own items, the shares would add up to the number of roots.
+        """
+        if not (len(factors) == len(self._items) and all(factors) and all(self._items)):
+            return False
+        items = [math.prod(later.value for later in each) for each in self._items]
+        return 0.8 < sum(n * math.prod(each) for n, each in zip(items, factors, strict=True)) < 1 + 1e-5
 
 
-def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...]]:
+def _divided(factors: Sequence[float], by: float) -> bool:
+    """Whether one of the factors, or all of them together, divide by a number."""
+    return any(abs(f * by - 1) < 1e-5 for f in (*factors, math.prod(factors)))
+
+
+def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ...], tuple[Number, ...], bool]:
     operations: list[str] = []
     factors: list[tuple[Number, bool]] = []
     items: list[Number] = []
-    outside = True
+    outside, weighed = True, False
     while node is not None and len(operations) < _DEPTH:
         name = node.name()
         operations.append(name)
         items += _items(name, node) if outside else []
         outside = outside and name.startswith(_TRANSPARENT)
         if outside and name.startswith(("DivBackward", "MulBackward")):
+            weighed = True
             factor = _other_of(node)
             if factor is not None:
                 factors.append((factor, name.startswith("Div")))
         node = node.next_functions[0][0] if node.next_functions else None
-    return tuple(operations), tuple(factors), tuple(items)
+    return tuple(operations), tuple(factors), tuple(items), weighed
 
 
 def _items(name: str, node: Any) -> list[Number]:

@@ -111,9 +111,10 @@ class Measurement:
         self._set((slice(None), _BEFORE), before)
         if self._early:
             self._measure_gradients(self._states)
-        self._derived = trust.derives
-        self._copy_weights(before[:, 0], groups, exact_updates or not self._derived)
+        self._derived, self._variant = trust.derives, trust.variant
         self._probe = trust.probe(self._states, groups)
+        on_trial = self._probe is not None and not trust.is_torch_adam
+        self._copy_weights(before[:, 0], groups, exact_updates or on_trial or not self._derived)
         coarse = range(len(self._states)) if exact_updates else roster.coarse
         self._bits = [Bits(i, self._states[i].param) for i in coarse if groups[roster.groups[i]].lr > 0]
 
@@ -129,13 +130,12 @@ class Measurement:
             skipped: Above 0 where a scaler made the optimizer pass the step over.
             carried_scale: What a fused optimizer was told to take off the gradients.
         """
-        trust = self._trust
         self._batch.afterwards(lambda: self._unscale(carried_scale.value))
         if self._probe is not None:
             self._put_to_the_proof(self._probe, groups, counts, skipped)
         states = self._states_after()
         counts = [counts[i] for i in self._roster.owners]
-        steps = steps_of(self._optimizer, self._roster, groups, counts, trust.variant)
+        steps = steps_of(self._optimizer, self._roster, groups, counts, self._variant)
         self.places = [i for i, s in enumerate(states) if s.grad is not None]
         dense = [i for i in self.places if states[i].grad.layout is torch.strided]  # type: ignore[union-attr]
         if self._closure:
@@ -183,8 +183,10 @@ class Measurement:
             self._pass_over(carried_scale)
         if self._early:
             self.columns[rewritten, _PLACE["rms_sum"]] = math.nan  # what was summed up is not the gradient
-        if self._derived and not self._trust.derives:  # the formula has just turned out to be another
+        if self._derived and not self._trust.derives:  # it has just turned out not to follow from the state
             self.columns[:, [*_OF_UPDATE, *_OF_MOMENTS]] = math.nan
+        elif self._derived and self._trust.variant != self._variant:  # or in another way
+            self.columns[:, _OF_UPDATE] = math.nan
         self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(
             self.columns[:, _PLACE["grad_used_sumsq"]], self._roster.owners
         )
@@ -295,7 +297,8 @@ class Measurement:
 
     def _states_after(self) -> list[TensorState]:
         states = self._states
-        if self._closure or any(s.exp_avg is None for s in states):  # the step made gradients, or its moments
+        # The step may have made gradients, or its moments; one by hand may make new moments every time.
+        if self._early or self._closure or any(s.exp_avg is None for s in states):
             copies = [s.before for s in states]
             states = self._roster.held(states_of(self._optimizer, self._roster.parameters, self._trust.moments))
             for state, copy in zip(states, copies, strict=True):

@@ -73,6 +73,7 @@ class Monitor:
         self._names, self._roles = named_parameters(model), roles(model)
         self._pending = distributed.Pending(model)
         self._watched: dict[int, Watched] = {}
+        self._guards = 0  # calls of GradScaler.step in progress
         self._adopts = not optimizers
         self._early = EarlyRecorder(parameters_in(model), self._pending) if self._adopts else None
         self._replaced: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -85,7 +86,7 @@ class Monitor:
         self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
         self._faults = self._in_a_row = 0
-        self._told = False
+        self._told = self._captured = False
 
     def attach(self) -> None:
         """Begin to receive events."""
@@ -94,7 +95,8 @@ class Monitor:
     def detach(self) -> None:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
-        self._tell_orphans(last=True)
+        for watched in self._watched.values():
+            self._tell_unused(watched, last=True)
         self._watched.clear()
         self._ownership = Ownership((), {})
         self._scaling = scaler.Scaling()
@@ -169,22 +171,30 @@ class Monitor:
         self._scaling.add(scaler, outputs, result)
 
     def _on_scaler_step_begin(self, stepping: Any) -> None:
+        self._guards += 1
         watched = self._find(optimizer.unwrap(stepping))
         if watched is not None:
-            watched.stepped, watched.guarded = False, True
+            watched.stepped = False
 
     def _on_scaler_step_end(self, stepping: Any, finished: bool) -> None:
         passed_over = optimizer.unwrap(stepping)
         watched = self._watched.get(id(passed_over))
-        if watched is not None:
-            watched.guarded = False
-        if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
-            self._on_step_begin(passed_over, False)
-            self._on_step_end(passed_over, skipped=True)
+        try:
+            if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
+                self._on_step_begin(passed_over, False)
+                self._on_step_end(passed_over, skipped=True)
+        finally:
+            self._guards = max(0, self._guards - 1)
 
     def _on_scaler_updated(self) -> None:
         for recorder in self._recorders():
             recorder.wiring.scaler_updated()
+
+    def _on_scaler_refused(self, stepping: Any) -> None:
+        watched = self._watched.get(id(optimizer.unwrap(stepping)))
+        if watched is not None and not watched.refused and watched.recorder.begun:
+            watched.refused = True
+            self._note("refused", optimizer=watched.index, step=watched.step)
 
     def _on_scheduler_step(self, scheduler: Any) -> None:
         scheduled = optimizer.unwrap(scheduler.optimizer)
@@ -208,7 +218,7 @@ class Monitor:
 
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
-            recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer))
+            recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer, self._watched))
 
     def _on_clip_end(self, call: clip.ClipCall) -> None:
         for recorder in self._recorders():
@@ -217,6 +227,13 @@ class Monitor:
     def _on_zeroed(self, owner: Any, parameters: Callable[[Any], Iterable[torch.Tensor]]) -> None:
         for recorder in self._recorders():
             recorder.zeroed(parameters(owner))
+
+    def _on_captured(self) -> None:
+        if not self._captured:
+            self._captured = True
+            self._note("captured", step=self.step)
+            self._on_fault("a part of the training is captured in a CUDA graph. Its replays run without Python: nothing of "
+                           "them is recorded")  # fmt: skip
 
     def _on_autocast(self, dtype: str) -> None:
         if dtype not in self._autocast:
@@ -242,7 +259,8 @@ class Monitor:
             watched.step += 1
         if watched.index == 0:
             self.step = watched.step
-        unguarded = None if watched.guarded else self._scaling.still_on(stepping)
+        watched.reach.look(watched.recorder.parameters)
+        unguarded = None if self._guards else self._scaling.still_on(stepping, self._watched)
         watched.recorder.step_begin(watched.step, closure, unguarded)
 
     def _on_step_end(self, stepping: Optimizer, skipped: bool = False) -> None:
@@ -260,13 +278,18 @@ class Monitor:
             self._faults = self._in_a_row = 0
             self._tell_news(watched)
         finally:
-            self._tell_orphans()
+            watched.reach.stepped(recorder.parameters)
+            self._tell_unused(watched)
             recorder.begin_step()
 
-    def _tell_orphans(self, last: bool = False) -> None:
+    def _tell_unused(self, watched: Watched, last: bool = False) -> None:
+        """Parameters of the model that no optimizer holds, and parameters of the optimizer that no gradient reaches."""
         orphans = self._ownership.orphans(self.step, last)
         if orphans:
             self._note("orphans", parameters=orphans[:20], count=len(orphans), step=self.step)
+        unreached = watched.unreached(self._names, last)
+        if unreached:
+            self._note("unreached", optimizer=watched.index, parameters=unreached[:20], count=len(unreached), step=watched.step)
 
     def _tell_news(self, watched: Watched) -> None:
         trust = watched.recorder.trust

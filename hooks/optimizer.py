@@ -33,6 +33,7 @@ __all__ = [
     "group_values",
     "install",
     "layout_of",
+    "names_of",
     "parameters_of",
     "states_of",
     "steps_of",
@@ -42,6 +43,7 @@ __all__ = [
 _NOWHERE: Mapping[int, tuple[Held, ...]] = {}
 _ONE = [None]
 _NOTHING: Mapping[str, Any] = {}
+_OPTIONS = ("amsgrad", "maximize", "decoupled_weight_decay")
 
 
 def install() -> list[Undo]:
@@ -185,7 +187,10 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
 
 
 def _count(state: Mapping[str, Any]) -> float:
-    step = state.get("step", state.get("t", -1))
+    step = state.get("step")
+    if step is None:  # LBFGS keeps a step length under "t"
+        t = state.get("t")
+        step = t if isinstance(t, int) else -1
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
         own = local(step)
         return host_number(own) if own is not None and own.is_cpu and own.numel() == 1 else -1.0
@@ -231,7 +236,8 @@ def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments:
     state_of: Callable[..., Mapping[Any, Any]] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
-        states.append(TensorState(p, p.grad, get(first), get(second), get(largest)))
+        m, v, top = get(first), get(second) if second else None, get(largest) if largest else None
+        states.append(TensorState(p, p.grad, m, v, top))
     return states
 
 
@@ -270,6 +276,15 @@ def steps_of(
     return [step(key) for key in zip(roster.groups.tolist(), counts, strict=True)]
 
 
+def names_of(optimizer: Optimizer, names: Mapping[int, tuple[str, ...]], index: int) -> dict[int, tuple[str, ...]]:
+    """All names of each of an optimizer's parameters, by id; one outside the model is named after its place."""
+    return {
+        id(p): names.get(id(p), (f"optimizer{index}.group{g}.{i}",))
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+    }
+
+
 def layout_of(
     optimizer: Optimizer,
     names: Mapping[int, tuple[str, ...]],
@@ -289,17 +304,17 @@ def layout_of(
         flat: What FSDP1 has flattened, by the id of the parameter.
     """
     tensors = []
-    rank = rank_and_world()[0]
+    rank, known_as = rank_and_world()[0], names_of(optimizer, names, index)
     for g, group in enumerate(optimizer.param_groups):
-        for i, p in enumerate(group["params"]):
-            known = names.get(id(p), (f"optimizer{index}.group{g}.{i}",))
+        for p in group["params"]:
+            known = known_as[id(p)]
             dtype = str(p.dtype).removeprefix("torch.")
             for one in flat.get(id(p)) or (held(p, rank),):
                 name = in_flat(known[0], one.name) if one.name else known[0]
                 role = role_of(one.module, name, one.shape) if one.module else roles.get(id(p)) or role_of(None, "", one.shape)
                 aliases = () if one.name else known[1:]
                 tensors.append(TensorInfo(name, one.shape, dtype, role, g, aliases, p.requires_grad, one.replica, one.shards))
-    options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in ("amsgrad", "maximize"))
+    options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in _OPTIONS)
     name, implementation = type(optimizer).__name__, _implementation(optimizer)
     return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, missing)
 

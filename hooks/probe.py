@@ -94,18 +94,18 @@ class _Taken:
     def error(self, step: AdamStep) -> float:
         """The error of a formula in units of what is allowed; NaN where this tensor proves nothing."""
         bias1, bias2 = 1 - step.beta1**step.count, 1 - step.beta2**step.count
-        if not (bias1 > 0 and bias2 > 0):
-            return math.inf  # this formula says that nothing moves, or divides by zero
+        possible = bias1 > 0 and bias2 > 0  # at count 0 a formula that corrects divides by zero
         with np.errstate(all="ignore"):
             decay = step.lr * step.weight_decay if step.decoupled else 0.0
-            predicted = -decay * self.before - step.lr / bias1 * self.first / (np.sqrt(self.second / bias2) + step.eps)
+            adam = step.lr / bias1 * self.first / (np.sqrt(self.second / bias2) + step.eps) if possible else 0.0
+            predicted = -decay * self.before - adam
             moved = self.after - self.before
             told = np.isfinite(predicted) & np.isfinite(moved)
             size = max(_norm(moved[told]), _norm(predicted[told]))
             coarse = _ROUNDING * self.rounding * _norm(self.before[told])
             if not size > _TOO_COARSE * coarse:
                 return math.nan
-            return _norm((predicted - moved)[told]) / (_TOLERANCE * size + coarse)
+            return _norm((predicted - moved)[told]) / (_TOLERANCE * size + coarse) if possible else math.inf
 
 
 def _some_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.distributed import Pending
-from stabkit.hooks.gradients import GradientLedger, Signature, signatures
+from stabkit.hooks.gradients import GradientLedger, Signature, changed, signatures
 from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
 from stabkit.hooks.optimizer import Roster, StepCount, group_values
@@ -53,14 +53,21 @@ class StepRecorder:
         self._count = StepCount()
         self.wiring = Wiring()
         self._at_backward: list[Signature] = []
+        self._window = LossWindow()
         self._pending = pending
         self._kept: tuple[tuple[int, int], ...] = ()
+        self._uncleared: Number = 0.0  # see Wiring.backward
         self.begin_window()
 
     @property
     def parameters(self) -> list[torch.Tensor]:
         """The optimizer's parameters, in order."""
         return self.roster.parameters
+
+    @property
+    def begun(self) -> bool:
+        """Whether any backward has reached the optimizer's gradients since the last step."""
+        return self._window.begun
 
     def begin_step(self) -> None:
         """The optimizer has stepped: the next step begins."""
@@ -70,12 +77,13 @@ class StepRecorder:
     def begin_window(self) -> None:
         """Forget the gradients that were seen: a step begins, or they were thrown away."""
         self.spoiled = False
-        self._window = LossWindow()
+        self._window = self._window.following()
         self._ledger.begin()
         self._measurement: Measurement | None = None
         self._closure = False
         self._loss_scale: Number | None = None
         self._unguarded: Number | None = None
+        self._by_hand = False
         self._batch = Batch()
 
     def take_over(self, other: StepRecorder, calls: list[list[Root]] | None = None) -> None:
@@ -107,6 +115,7 @@ class StepRecorder:
         self.refresh()
         self._at_backward = now = signatures(self.parameters)
         kept_back, self._kept = self._kept, self._kept_back()
+        self._uncleared = self._ledger.alive() if self.wiring.left_so(now) else 0.0
         if self._window.begun:
             if not (kept_back and kept_back == self._kept) and self._ledger.dropped(now):
                 self.wiring.dropped(len(self._window.calls))
@@ -129,7 +138,7 @@ class StepRecorder:
         kept_back, self._kept = self._kept, self._kept_back()
         if now == self._at_backward and kept_back == self._kept:
             return
-        self.wiring.backward(self._at_backward, first=not self._window.begun)
+        self.wiring.backward(changed(self._at_backward, now), 0.0 if self._window.begun else self._uncleared)
         self._ledger.after_backward(now)
         self._loss_scale = scale
         if finished:
@@ -156,8 +165,9 @@ class StepRecorder:
     def clip_begin(self, call: ClipCall, scale: Number = 1.0) -> None:
         """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
         self._ledger.clip_begins(call, scale)
-        if self._ledger.concerns(call):
-            self.wiring.clipped(call.limit, scale)
+        places = self._ledger.concerned(call)
+        if places is not None:
+            self.wiring.clipped(call.limit, scale, places)
 
     def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
         """The gradients of these were set to None or to zero."""
@@ -173,13 +183,13 @@ class StepRecorder:
         Args:
             step: The step's number.
             closure: Whether a closure was given, which may compute the gradients inside.
-            unguarded_scale: What the gradients still carry of a loss scale, where no scaler makes this step.
+            unguarded_scale: What the gradients still carry of a loss scale, where no scaler makes this step; NaN where unknown.
         """
         self._closure = closure
         if not closure:
             self._ledger.close()
-            if self._loss_scale is not None and not self._ledger.hand_made():
-                self._unguarded = unguarded_scale
+            self._unguarded = None if self._loss_scale is None else unguarded_scale
+            self._by_hand = self._ledger.hand_made()
         if (step - 1) % self.every == 0 and self.roster.on_host:
             self._measurement = Measurement(
                 self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
@@ -209,11 +219,14 @@ class StepRecorder:
             self._measurement.finish(record.groups, counts, self._ledger, passed_over, carried)
         self._batch.fetch()
         record.loss_scale = loss_scale.value
-        record.step_outside_scaler = 0 if math.isnan(unguarded.value) else 1 if unguarded.value == 1 else 2
+        outside = 0 if math.isnan(unguarded.value) else 1 if unguarded.value == 1 else 2
+        record.step_outside_scaler = 3 if outside and self._by_hand else outside
         record.skipped = int(passed_over.value > 0)
         self.wiring.tell(record)
         record.backward_count = len(self._window.calls)
         record.loss, record.loss_sum, record.loss_reduction = self._window.reduce()
+        if record.loss_reduction == 3 and self.wiring.alike and self._window.plain and not self._ledger.hand_made():
+            record.undivided_losses = record.backward_count
         self._read_tensors(record)
         return record
 

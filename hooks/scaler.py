@@ -8,8 +8,10 @@ did not fire. A fused optimizer is called, carries `grad_scale` and `found_inf` 
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +27,8 @@ __all__ = ["Scaling", "carried_scale", "found_inf", "install"]
 
 def install() -> list[Undo]:
     """Patch the scalers: events "scaled" (scaler, outputs, result), and "scaler_step_begin", "scaler_step_end",
-    "unscale_begin" and "unscale_end" (optimizer), "scaler_updated".
+    "unscale_begin" and "unscale_end" (optimizer), "scaler_updated", and "scaler_refused" (optimizer) where it was stepped
+    before and not updated since.
 
     ShardedGradScaler, which scales by itself, may be imported later: it is patched when the first one is made.
     """
@@ -86,6 +89,8 @@ def _wrap_step(original: Any) -> Any:
             return result
         finally:
             notify("scaler_step_end", optimizer, finished)
+            if not finished and _stage(self, optimizer) == "STEPPED":  # what it sets last: it was so before
+                notify("scaler_refused", optimizer)
 
     return step
 
@@ -100,6 +105,8 @@ def _wrap_unscale(original: Any) -> Any:
             return original(self, optimizer, *args, **kwargs)
         finally:
             notify("unscale_end", optimizer)
+            if _stage(self, optimizer) == "STEPPED":  # it refused, and has changed nothing
+                notify("scaler_refused", optimizer)
 
     return unscale_
 
@@ -126,12 +133,14 @@ class Scaling:
 
     scaler: Any = None
     scale: Number | None = None
+    _scalers: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
     _fresh: bool = False
     _results: list[tuple[weakref.ref[torch.Tensor], Root]] = field(default_factory=list)
 
     def add(self, scaler: Any, outputs: Any, result: Any) -> None:
         """A scaler multiplied `outputs`, a tensor or a sequence of them, which gave `result`."""
         self.scaler, self.scale, self._fresh = scaler, _copy(getattr(scaler, "_scale", None)), True
+        self._scalers.add(scaler)
         self._results = [(reference, root) for reference, root in self._results if reference() is not None]
         before, after = (x if isinstance(x, (list, tuple)) else (x,) for x in (outputs, result))
         for root, tensor in zip(look_at(before), after, strict=False):
@@ -151,13 +160,18 @@ class Scaling:
         self._fresh = False
         return [root or self._divided(other) for root, other in zip(known, seen, strict=True)]
 
-    def still_on(self, optimizer: Any) -> Number:
-        """The factor that this optimizer's gradients still carry: 1 once `unscale_` has been called."""
+    def still_on(self, optimizer: Any, watched: Iterable[int]) -> Number:
+        """The factor that this optimizer's gradients still carry: 1 once `unscale_` has been called, by any scaler.
+
+        NaN where it was called for an optimizer whose id is not among `watched`: that may be a wrapper around this one, or be
+        this one before it is adopted.
+        """
         if self.scaler is None or self.scale is None:
             return 1.0
-        states = getattr(self.scaler, "_per_optimizer_states", {})
-        entry = states.get(id(optimizer), {})
-        return 1.0 if getattr(entry.get("stage"), "name", "READY") != "READY" else self.scale
+        unscaled = {key for scaler in self._scalers for key in _states(scaler) if _stage(scaler, key) != "READY"}
+        if id(optimizer) in unscaled:
+            return 1.0
+        return self.scale if unscaled.issubset(watched) else math.nan
 
     def _before_scaling(self, tensor: Any) -> Root | None:
         return next((root for reference, root in self._results if reference() is tensor), None)
@@ -187,3 +201,15 @@ def _number(value: Any) -> Number:
 def _copy(scale: Any) -> Number | None:
     """A copy that an update of the scaler, which is made in place, does not reach."""
     return scale.detach().clone() if isinstance(scale, torch.Tensor) else None if scale is None else float(scale)
+
+
+def _states(scaler: Any) -> dict[int, Any]:
+    """What a scaler keeps of each optimizer since its last update, by id."""
+    states: dict[int, Any] = getattr(scaler, "_per_optimizer_states", {})
+    return states
+
+
+def _stage(scaler: Any, optimizer: Any) -> str:
+    """How far it has come with an optimizer, or the id of one: "READY", "UNSCALED" or "STEPPED"."""
+    key = optimizer if isinstance(optimizer, int) else id(optimizer)
+    return str(getattr(_states(scaler).get(key, {}).get("stage"), "name", "READY"))

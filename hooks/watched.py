@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from stabkit.hooks import optimizer
+from stabkit.hooks.reach import Reach
 from stabkit.hooks.recorder import StepRecorder
 
 __all__ = ["Watched"]
@@ -14,10 +17,17 @@ class Watched:
     def __init__(self, index: int, recorder: StepRecorder) -> None:
         self.index = index
         self.recorder = recorder
+        self.reach = Reach()
         self.laid_out: optimizer.Roster | None = None  # the parameters that `layout` is about
         self.layout = -1
         self.attempt = -1
         self.step = 0
         self.count = -1
         self.stepped = False
-        self.guarded = False  # whether a scaler is making its step
+        self.refused = False  # whether its scaler was told to have refused a step
+
+    def unreached(self, names: Mapping[int, tuple[str, ...]], last: bool = False) -> list[str]:
+        """Names of its parameters that no gradient has reached (see `Reach`), given those of the model's parameters, by id."""
+        found = self.reach.unreached(last)
+        named = optimizer.names_of(self.recorder.optimizer, names, self.index) if found else {}
+        return [named[id(p)][0] for p in found if id(p) in named]

@@ -19,7 +19,11 @@ class Wiring:
     """What happened between two steps of one optimizer.
 
     The numbers are those of the step record (see `stabkit.metric`). A clipping call, or a step of the scheduler, counts as one
-    after the last backward until a further backward turns it into one between two.
+    after the last backward until a further backward turns it into one between two; a clipping call only where that backward
+    adds to a gradient it has clipped.
+
+    Attributes:
+        alike: Whether every backward call so far reached the same gradients.
     """
 
     def __init__(self) -> None:
@@ -28,42 +32,55 @@ class Wiring:
 
     def begin(self) -> None:
         """The optimizer has stepped: count anew."""
-        self._clips_before = self._clips_between = self._clips_after = 0
+        self._clips_before = self._clips_between = 0
+        self._clips_after: tuple[frozenset[int], ...] = ()
+        self._reached: frozenset[int] = frozenset()
+        self.alike = True
         self._schedules_before = self._schedules_between = self._schedules_after = 0
         self._scaler_updates = self._dropped = 0
         self._clip_scale: Number = math.nan
-        self._asked = Later()
-        self._kept = self._backward_seen = False
+        self._kept: Number = 0.0
+        self._asked = Later(), Later()
+        self._backward_seen = False
 
-    def backward(self, found: Sequence[Signature], first: bool) -> None:
+    def left_so(self, now: Sequence[Signature]) -> bool:
+        """Whether there are gradients and they are as the last step left them."""
+        return any(s is not None for s in now) and list(now) == list(self._left)
+
+    def backward(self, reached: frozenset[int], kept: Number) -> None:
         """A backward call has reached the optimizer's gradients.
 
         Args:
-            found: The gradients as it found them.
-            first: Whether it is the first since the last step, or since gradients were thrown away.
+            reached: The places of those it reached.
+            kept: Above 0 where it is the first since the last step and found them as that had left them, not all zero.
         """
-        if first:
-            self._kept = any(s is not None for s in found) and list(found) == list(self._left)
-        self._clips_between += self._clips_after
+        self._kept = self._kept if self._backward_seen else kept
+        mixed = [places for places in self._clips_after if places & reached]
+        self._clips_between += len(mixed)
+        self._clips_after = tuple(places for places in self._clips_after if not places & reached)
         self._schedules_between += self._schedules_after
-        self._clips_after = self._schedules_after = 0
+        self._schedules_after = 0
+        self.alike = self.alike and self._reached in (frozenset(), reached)
+        self._reached = reached
         self._backward_seen = True
 
     def dropped(self, backwards: int) -> None:
         """The gradients of so many backward calls were thrown away."""
         self._dropped += backwards
-        self._clips_before += self._clips_after + self._clips_between
+        self._clips_before += len(self._clips_after) + self._clips_between
         self._schedules_before += self._schedules_after + self._schedules_between
-        self._clips_between = self._clips_after = self._schedules_between = self._schedules_after = 0
-        self._backward_seen = False
+        self._clips_between = self._schedules_between = self._schedules_after = 0
+        self._clips_after = ()
+        self._reached, self.alike = frozenset(), True
+        self._backward_seen, self._kept = False, 0.0
 
-    def clipped(self, limit: float, scale: Number) -> None:
-        """A clipping call was made on its parameters, while gradients carried `scale`. One without limit only measures."""
+    def clipped(self, limit: float, scale: Number, places: frozenset[int]) -> None:
+        """A clipping call was made on the gradients at `places`, which carried `scale`. One without limit only measures."""
         if not math.isfinite(limit):
             return
         self._clip_scale = scale
         if self._backward_seen:
-            self._clips_after += 1
+            self._clips_after += (places,)
         else:
             self._clips_before += 1
 
@@ -80,13 +97,13 @@ class Wiring:
 
     def ask(self, batch: Batch) -> None:
         """Put what is still a tensor into a batch, to be fetched before `tell`."""
-        self._asked = batch.add(self._clip_scale)
+        self._asked = batch.add(self._clip_scale), batch.add(self._kept)
 
     def tell(self, record: StepRecord) -> None:
         """Put the facts into the record of the step."""
         record.clips_before_backward, record.clips_between_backwards = self._clips_before, self._clips_between
-        record.clips_after_backward, record.clip_scale = self._clips_after, self._asked.value
-        record.kept_gradients, record.dropped_backwards = int(self._kept), self._dropped
+        record.clips_after_backward, record.clip_scale = len(self._clips_after), self._asked[0].value
+        record.kept_gradients, record.dropped_backwards = int(self._asked[1].value > 0), self._dropped
         record.scaler_updates = self._scaler_updates
         record.scheduler_steps_before_backward = self._schedules_before
         record.scheduler_steps_between_backwards = self._schedules_between

@@ -170,12 +170,16 @@ WIRING_METRICS: tuple[Metric, ...] = (
     Metric("clip_scale", "", "step", "the loss scale that the gradients still carried when they were last clipped",
            "a loop that clips"),
     Metric("clips_before_backward", "", "step", "clipping calls since the previous step, before any backward call"),
-    Metric("clips_between_backwards", "", "step", "clipping calls that a further backward call of the same step followed"),
+    Metric("clips_between_backwards", "", "step",
+           "clipping calls of gradients to which a further backward call of the same step added"),
     Metric("clips_after_backward", "", "step", "clipping calls after the last backward call"),
     Metric("kept_gradients", "", "step", "1 where the first backward call found the gradients as the previous step left them"),
     Metric("dropped_backwards", "", "step", "backward calls since the previous step whose gradients were thrown away"),
+    Metric("undivided_losses", "", "step", "backward calls of the step where several of one kind of loss, all of them means, "
+           "reached the same parameters and nothing was multiplied or divided, neither losses at their end nor gradients"),
     Metric("step_outside_scaler", "", "step", "1 where the loss was scaled but the optimizer was called outside "
-           "GradScaler.step; 2 where the gradients still carried the scale"),
+           "GradScaler.step; 2 where the gradients still carried the scale; 3 where they were written to by hand, which may "
+           "have taken it off"),
     Metric("scaler_updates", "", "step", "GradScaler.update calls since the previous step"),
     Metric("scheduler_steps_before_backward", "", "step", "scheduler steps since the previous step, before any backward call"),
     Metric("scheduler_steps_between_backwards", "", "step",

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -125,10 +125,8 @@ class _Outputs:
         self._guarded(lambda dashboard: dashboard.flush())
 
     def close(self, ended_by: str | None) -> None:
-        with suppress(Exception):  # what could not be written before is told already
-            self._log.event("close", error=ended_by)
         try:
-            self._log.close()
+            self._log.close(ended_by)
         finally:
             self._guarded(lambda dashboard: dashboard.close())
 

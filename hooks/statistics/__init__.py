@@ -186,10 +186,8 @@ def measure_sizes(tensors: Sequence[torch.Tensor], batch: Batch | None = None) -
         the gradient in `AFTER_COLUMNS`. Of tensors in other layouts all are NaN.
     """
     dense = [reference.entries(tensor) for tensor in tensors]
-    states = [TensorState(x, x, x, x) for x in dense]
-    after = np.full((len(states), len(AFTER_COLUMNS)), np.nan)
-    others = cpu.measure_after(states, [_UNCOUNTED] * len(states), after)
-    out = after[:, :4]
+    out = np.full((len(dense), 4), np.nan)
+    others = cpu.measure_sizes(dense, out)
     zeros = [(t.numel() - x.numel()) * (2 if x.is_complex() else 1) for t, x in zip(tensors, dense, strict=True)]
     out[:, 3] += zeros
     with _filling(batch) as later:

@@ -21,11 +21,13 @@ from stabkit.hooks.statistics.team import parallel
 if TYPE_CHECKING:
     from stabkit.hooks.statistics import AdamStep, TensorState
 
-__all__ = ["measure_after", "measure_before", "native"]
+__all__ = ["measure_after", "measure_before", "measure_sizes", "native"]
 
 # `Row` of _sums.h: addresses of param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, before; elements; step_size, decay,
 # bias, eps, sign.
 _ROW = Struct("6Qq5d")
+_AFTER_COLUMNS = 16
+_STRETCH = 65_536  # elements of a tensor that is measured by itself; a piece of the C code
 _PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may have no memory of their own
 
 
@@ -59,6 +61,30 @@ def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep], out:
         for s in states
     )
     return _call(native.after, addresses, steps, out)
+
+
+def measure_sizes(tensors: Sequence[Tensor], out: NDArray[np.float64]) -> list[int]:
+    """Fills Σx², absmax, nonfinite and zeros of the tensors it can read; returns the places of the others.
+
+    They are measured as gradients of a step 0, which leaves out the update. The moments that a gradient has beside it are one
+    short stretch of zeros, which stays in cache, for stretch after stretch of the tensors.
+    """
+    found = [None if native is None else _addresses(tensor) for tensor in tensors]
+    fit = [i for i, address in enumerate(found) if address is not None]
+    if not fit:
+        return list(range(len(tensors)))
+    still = np.zeros(_STRETCH, dtype=np.float32)
+    rows, starts = [], []
+    for address, size in (found[i] for i in fit):  # type: ignore[misc]
+        starts.append(len(rows))
+        for start in range(0, size, _STRETCH):
+            here, zeros = address + 4 * start, still.ctypes.data
+            rows.append(_ROW.pack(here, here, zeros, zeros, 0, 0, min(_STRETCH, size - start), 0.0, 0.0, 0.0, 0.0, 1.0))
+    table = np.empty((len(rows), _AFTER_COLUMNS))
+    native.after(b"".join(rows), table.ctypes.data, torch.get_num_threads(), parallel)
+    out[fit] = np.add.reduceat(table[:, :4], starts, axis=0)
+    out[fit, 1] = np.maximum.reduceat(table[:, 1], starts)
+    return [i for i, address in enumerate(found) if address is None]
 
 
 def _call(

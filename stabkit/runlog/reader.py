@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,15 @@ def _load(root: Path, name: str, attempt: int | None) -> RunLog:
     chosen = attempts - 1 if attempt is None else attempt
     if not 0 <= chosen < attempts:
         raise UsageError(f"{name} has attempts 0 to {attempts - 1}; there is no attempt {attempt}")
-    about = [f"{attempts} attempts in this directory; this is the last one"] if attempts > 1 and attempt is None else []
+    run = _run(ranks, name, chosen, attempts, attempt is None)
+    if not chosen:
+        return run
+    return replace(run, previous=cache(lambda: _run(ranks, name, chosen - 1, attempts, False)))
+
+
+def _run(ranks: Mapping[int, _Rank], name: str, chosen: int, attempts: int, by_default: bool) -> RunLog:
+    """One attempt, of all ranks."""
+    about = [f"{attempts} attempts in this directory; this is the last one"] if attempts > 1 and by_default else []
     logs = {rank: one.log(name, chosen, attempts) for rank, one in ranks.items()}
     lowest = next(iter(ranks))
     told = [note for rank, one in ranks.items() for note in _prefixed(one.notes, f"rank {rank}: " if rank != lowest else "")]

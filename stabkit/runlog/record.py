@@ -126,6 +126,7 @@ class StepRecord:
     clips_after_backward: int = 0
     kept_gradients: int = 0
     dropped_backwards: int = 0
+    undivided_losses: int = 0
     step_outside_scaler: int = 0
     scaler_updates: int = 0
     scheduler_steps_before_backward: int = 0

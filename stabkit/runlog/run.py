@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ class RunLog:
         notes: What the reader had to say: damage, overlaps, attempts.
         ranks: Where several processes recorded the run: the streams of each by itself, by rank. `streams` are then theirs
             merged: sums over the shards of a tensor, the mean of the losses.
+        previous: Reads the attempt before this one, when it is called; None where there is none.
     """
 
     path: str = ""
@@ -48,6 +49,7 @@ class RunLog:
     scalars: Mapping[str, tuple[Steps, Array]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     ranks: Mapping[int, tuple[Stream, ...]] = field(default_factory=dict)
+    previous: Callable[[], RunLog | None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def stream(self) -> Stream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,11 @@ class RunWriter:
         self._note("facts", facts=facts)
         self._save_manifest()
 
-    def close(self) -> None:
+    def close(self, error: str | None = None) -> None:
         """Close every file; closed segments open with `numpy.load`.
+
+        Args:
+            error: The class of the exception that ended the training, None where none did.
 
         Raises:
             OSError: the disk refused something. Everything is closed all the same.
@@ -149,7 +153,8 @@ class RunWriter:
             return
         failures = []
         streams, lines = self._streams.values(), self._lines.values()
-        for act in (*(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
+        told = partial(self._line, "events.jsonl", {"event": "close", "error": error})
+        for act in (told, *(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
             try:
                 act()
             except OSError as error:

@@ -18,6 +18,8 @@ from stabkit.report.pages import SECTIONS, sections
 
 each = pytest.mark.parametrize("analyzer", ANALYZERS, ids=lambda a: a.rule.code)
 
+WITHOUT_NUMBERS = {"SK104", "SK416", "SK417", "SK419"}
+
 
 def module(analyzer: Any) -> Any:
     return sys.modules[type(analyzer).__module__]
@@ -58,7 +60,7 @@ def test_it_asks_only_for_what_the_vocabulary_has(analyzer: Any) -> None:
 def test_its_thresholds_are_frozen_documented_and_checked(analyzer: Any) -> None:
     kind = thresholds(analyzer)
     if kind is None:
-        assert analyzer.rule.code == "SK104", "a rule with numbers in it names them"
+        assert analyzer.rule.code in WITHOUT_NUMBERS, "a rule with numbers in it names them"
         return
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert get_type_hints(type(analyzer).__init__)["thresholds"] == kind | None

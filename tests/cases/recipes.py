@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
     "healthy": Case(steps=250, clean=True),
     "healthy_unclipped": Case(clip=None, clean=True),
     "healthy_short_memory": Case(steps=220, clip=None, beta2=0.99, clean=True),
-    "healthy_high_rate": Case(steps=300, lr=warmed(5e-3, 40), beta2=0.95, clean=True),
+    "healthy_high_rate": Case(steps=300, lr=warmed(5e-3, 40), beta2=0.95, clean=True, expect={"SK420": (200, 300, None)}),
     "warmed_up": Case(steps=80, lr=warmed(5e-3), start_lr=5e-3, clean=True),
     "no_warmup_low_rate": Case(steps=80, lr=constant(1e-3), clean=True),
     "no_warmup": Case(

@@ -10,6 +10,7 @@ import pytest
 from dashboard_log import LAYOUT, NAN, decoded, last, measured, record, scalars
 
 from stabkit.dashboard.writer import DashboardWriter
+from stabkit.metric import TENSOR_COLUMNS
 from stabkit.runlog import Layout, TensorInfo
 from stabkit.runlog.record import Group
 
@@ -113,6 +114,16 @@ def test_nothing_is_invented_for_a_skipped_step(writer: DashboardWriter, tmp_pat
     assert [step for step, _ in shown["modules/rms_ratio/head"]] == [1]
     assert shown["modules/update_ratio/head"][1] == (2, 0)
     assert shown["health/update_ratio"] == [(2, 0)]
+
+
+def test_a_measured_update_stands_before_one_that_was_intended(writer: DashboardWriter, tmp_path: Path) -> None:
+    writer.layout(0, LAYOUT)
+    weights = measured()[:, [column.name for column in TENSOR_COLUMNS].index("weight_sumsq")]
+    applied = measured(update_sumsq=[NAN] * 3, applied_update_sumsq=4 * weights)
+    writer.step(0, record(1, tensors=applied, weight_norm=1.0, update_norm=NAN, applied_update_norm=2.0))
+    shown = last(tmp_path)
+    assert shown["health/update_ratio"] == 2.0
+    assert {value for tag, value in shown.items() if tag.startswith("modules/update_ratio/")} == {2.0}
 
 
 def test_user_scalars(writer: DashboardWriter, tmp_path: Path) -> None:

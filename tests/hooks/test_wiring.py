@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
 
 FACTS = (
     "clips_before_backward", "clips_between_backwards", "clips_after_backward", "kept_gradients", "dropped_backwards",
-    "step_outside_scaler", "scaler_updates", "scheduler_steps_before_backward", "scheduler_steps_between_backwards",
-    "scheduler_steps_after_backward",
+    "undivided_losses", "step_outside_scaler", "scaler_updates", "scheduler_steps_before_backward",
+    "scheduler_steps_between_backwards", "scheduler_steps_after_backward",
 )  # fmt: skip
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -40,6 +41,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "zeroed in place": ({"to_none": False}, AFTER),
     "zeroed before": ({"zero": "before"}, AFTER),
     "accumulated": ({"micro_batches": 4}, AFTER),
+    "accumulated, not divided": ({"micro_batches": 4, "divide": False}, AFTER | {"undivided_losses": 4.0}),
+    "accumulated and scaled, not divided": (
+        {"micro_batches": 3, "divide": False, "scaler": True}, AFTER | SCALED | {"undivided_losses": 3.0}
+    ),
     "scaled": ({"scaler": True}, AFTER | SCALED),
     "scaled and never clipped": ({"scaler": True, "clip": ""}, SCALED),
     "clipped by hand": ({"clip": "by hand"}, {}),
@@ -53,6 +58,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     ),
     "stepped beside the scaler": (
         {"scaler": True, "step_through": False, "update": False, "clip": "", "unscale": False}, {"step_outside_scaler": 2.0}
+    ),
+    "skipped": ({"scaler": True, "overflows": (3,)}, AFTER | SCALED),
+    "skipped and never clipped": ({"scaler": True, "clip": "", "overflows": (3,)}, SCALED),
+    "unscaled by hand, then stepped beside the scaler": (
+        {"scaler": True, "step_through": False, "update": False, "clip": "by hand", "unscale": False},
+        {"step_outside_scaler": 3.0},
     ),
     "unscaled, then stepped beside the scaler": (
         {"scaler": True, "step_through": False}, AFTER | SCALED | {"step_outside_scaler": 1.0}
@@ -100,6 +111,70 @@ def test_clipping_another_model_is_not_ours(tmp_path: Path) -> None:
             other(torch.ones(2, 4)).sum().backward()
             nn.utils.clip_grad_norm_(other.parameters(), 1.0)
             train(model, optimizer)
+    assert facts(stabkit.load(tmp_path)) == {}
+
+
+def test_two_losses_each_clipped_before_the_next_are_not_mixed(tmp_path: Path) -> None:
+    parts = [make()[0], make()[0]]
+    optimizer = torch.optim.AdamW([p for part in parts for p in part.parameters()])
+    with stabkit.watch(nn.ModuleList(parts), optimizer, tmp_path, tensorboard=False):
+        for _ in range(3):
+            for part in parts:
+                part(torch.ones(2, 4)).sum().backward()
+                nn.utils.clip_grad_norm_(part.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert facts(stabkit.load(tmp_path)) == {"clips_after_backward": 2.0}
+
+
+def test_a_clip_of_all_parameters_is_of_those_with_gradients(tmp_path: Path) -> None:
+    parts = [make()[0], make()[0]]
+    model, (one, other) = nn.ModuleList(parts), [torch.optim.AdamW(part.parameters()) for part in parts]
+    with stabkit.watch(model, [one, other], tmp_path, tensorboard=False):
+        for _ in range(3):
+            parts[0](torch.ones(2, 4)).sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            one.step()
+            one.zero_grad()
+            train(parts[1], other)
+    run = stabkit.load(tmp_path)
+    assert (facts(run.optimizer(0)), facts(run.optimizer(1))) == (AFTER, {})
+
+
+ZEROING: dict[str, Callable[[nn.Module], Any]] = {
+    "in place": lambda model: [p.grad.zero_() for p in model.parameters()],
+    "behind the version counter": lambda model: [p.grad.data.zero_() for p in model.parameters()],
+    "through an alias": lambda model: [p.grad.detach().zero_() for p in model.parameters()],
+    "by the model": lambda model: model.zero_grad(set_to_none=False),
+    "to nothing": lambda model: model.zero_grad(),
+}
+
+
+@pytest.mark.parametrize("how", ZEROING)
+def test_gradients_zeroed_in_any_way_are_not_kept(how: str, tmp_path: Path) -> None:
+    model, optimizer = make()
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(4):
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+            ZEROING[how](model)
+    assert facts(stabkit.load(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("how", ["tasks with heads of their own", "a number of tokens", "a weight"])
+def test_losses_that_need_no_division_are_not_called_undivided(how: str, tmp_path: Path) -> None:
+    trunk, heads = nn.Linear(4, 4), [nn.Linear(4, 2), nn.Linear(4, 2)]
+    optimizer = torch.optim.AdamW(nn.ModuleList([trunk, *heads]).parameters())
+    tokens = torch.tensor(7.0)
+    with stabkit.watch(nn.ModuleList([trunk, *heads]), optimizer, tmp_path, tensorboard=False):
+        for _ in range(4):
+            for head in heads:
+                own = heads[0] if how != "tasks with heads of their own" else head
+                loss = nn.functional.mse_loss(own(trunk(torch.randn(3, 4))), torch.randn(3, 2))
+                loss = {"a number of tokens": loss / tokens, "a weight": 0.3 * loss}.get(how, loss)
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
     assert facts(stabkit.load(tmp_path)) == {}
 
 
@@ -173,6 +248,28 @@ def test_parameters_of_an_optimizer_that_is_not_watched_are_no_orphans(tmp_path:
         for _ in range(5):
             train(model, optimizer, other)
     assert not [e for e in stabkit.load(tmp_path).events if e["event"] == "orphans"]
+
+
+@pytest.mark.parametrize("steps", [3, 30])
+def test_parameters_that_no_gradient_reaches_are_told_once(steps: int, tmp_path: Path) -> None:
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "left out": nn.Linear(4, 4), "frozen": nn.Linear(4, 4)})
+    model["frozen"].requires_grad_(False)
+    outside = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.AdamW([*model.parameters(), outside])
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(steps):
+            train(model["used"], optimizer)
+    (told,) = [e for e in stabkit.load(tmp_path).events if e["event"] == "unreached"]
+    names = ["left out.weight", "left out.bias", "optimizer0.group0.6"]
+    assert (told["optimizer"], told["parameters"], told["count"], told["step"]) == (0, names, 3, min(steps, 20))
+
+
+def test_an_optimizer_without_any_gradient_has_none_left_out(tmp_path: Path) -> None:
+    model, optimizer = make()
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False):
+        for _ in range(4):
+            optimizer.step()
+    assert not [e for e in stabkit.load(tmp_path).events if e["event"] == "unreached"]
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])

@@ -183,6 +183,27 @@ def accumulation_with_the_rest_stepped_at_the_end_of_the_epoch(loop: Loop) -> ob
 
 
 @idiom
+def accumulation_with_the_rest_divided_as_if_it_were_whole(loop: Loop) -> object:
+    """As Accelerate's `accumulate` does: fewer micro-batches at the end of the epoch, and the same divisor."""
+    model = loop.model()
+    optimizer = loop.adamw(model.parameters())
+    with loop.watch(model, optimizer):
+        for epoch in range(6):
+            total, calls = 0.0, 0
+            batches = list(loop.batches(23, seed=epoch))
+            for i, (x, y) in enumerate(batches):
+                loss = loss_of(model, x, y) / 4
+                loss.backward()
+                total, calls = total + float(loss), calls + 1
+                if (i + 1) % 4 == 0 or i + 1 == len(batches):
+                    loop.note(optimizer, total, calls)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    total, calls = 0.0, 0
+    return model, optimizer
+
+
+@idiom
 def clipping_by_norm(loop: Loop) -> object:
     model = loop.model()
     optimizer = loop.adamw(model.parameters())

@@ -49,6 +49,16 @@ def test_the_same_run_twice_is_two_attempts(tmp_path: Path) -> None:
         stabkit.load(tmp_path / "run", attempt=2)
 
 
+def test_an_attempt_knows_the_one_before_it(tmp_path: Path) -> None:
+    for steps in (5, 4, 3):
+        train(tmp_path / "run", steps)
+    before = stabkit.load(tmp_path / "run").until(2).stream.previous()
+    same = stabkit.load(tmp_path / "run", attempt=1).stream
+    assert before is not None and before.steps.tolist() == same.steps.tolist() == [1, 2, 3, 4]
+    assert np.array_equal(before.columns["weight_sumsq"], same.columns["weight_sumsq"])
+    assert stabkit.load(tmp_path / "run", attempt=0).stream.previous() is None
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["before the with", "inside the with"])
 def test_a_resumed_run_goes_on(tmp_path: Path, inside: bool) -> None:
     checkpoint = train(tmp_path / "run", 5)

@@ -258,5 +258,5 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next(write: Callable[..., 
     events.write_bytes(events.read_bytes()[:-20])
     known = len(stabkit.load(logdir).events)
     run = stabkit.load(write(range(3, 5), count=2))
-    assert len(run.events) == known + 2, "the opening and the resume"
+    assert len(run.events) == known + 3, "the opening, the resume and the closing"
     assert "events.jsonl: 1 damaged line" in run.notes

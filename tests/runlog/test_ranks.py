@@ -50,13 +50,8 @@ def write_rank(
             one.weight_norm = float(np.sqrt(one.tensors[:, PLACE["weight_sumsq"]].sum()))
         writer.write(0, one)
     if close:
-        end(writer)
+        writer.close()
     return writer
-
-
-def end(writer: RunWriter) -> None:
-    writer.event("close", error=None)
-    writer.close()
 
 
 def same_columns(run: RunLog, steps: list[int], shards: int) -> None:
@@ -126,7 +121,7 @@ def test_a_killed_rank_is_told_also_where_it_was_as_far_as_the_others(tmp_path: 
     assert stabkit.load(tmp_path).notes == (
         "rank 1 ended after step 3 without closing its log: was it killed? Or it still runs",
     )
-    end(killed)
+    killed.close()
     assert stabkit.load(tmp_path).notes == ()
 
 

@@ -144,6 +144,15 @@ def test_update_ratio_says_what_it_rests_on() -> None:
     assert both == ([0.5, 1.5], "applied where it was measured, else intended")
     assert ratio(applied_update_sumsq=np.full((2, 1), 9.0)) == ([1.5, 1.5], "applied")
 
+    def of_steps(**norms: list[float]) -> tuple[list[float], str]:
+        series = RunLog.from_arrays([1, 2], {"weight_norm": [2.0, 2.0], **norms}).series("update_ratio")
+        return series.values.tolist(), series.basis
+
+    assert of_steps(update_norm=[1.0, 1.0]) == ([0.5, 0.5], "intended")
+    assert of_steps(applied_update_norm=[3.0, 3.0]) == ([1.5, 1.5], "applied")
+    both = of_steps(update_norm=[1.0, 1.0], applied_update_norm=[np.nan, 3.0])
+    assert both == ([0.5, 1.5], "applied where it was measured, else intended")
+
 
 def test_from_arrays() -> None:
     run = RunLog.from_arrays([1, 2, 5], {"loss": [3.0, 2.0, 1.0]}, group_values={"lr": [1, 2, 3]}, source="csv")

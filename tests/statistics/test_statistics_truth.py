@@ -478,8 +478,9 @@ def of_any_kind() -> dict[str, torch.Tensor]:
     values = torch.randn(4, 3)
     values[2, 1] = 0.0
     return {
-        "plain": torch.randn(300, 200), "transposed": torch.randn(6, 5).t(), "gaps": torch.randn(10, 3)[::2],
-        "empty": torch.zeros(0, 3), "scalar": torch.tensor(-3.0), "zeros": torch.zeros(5), "bad": bad,
+        "plain": torch.randn(300, 200), "long": torch.randn(200_001), "transposed": torch.randn(6, 5).t(),
+        "gaps": torch.randn(10, 3)[::2], "empty": torch.zeros(0, 3), "scalar": torch.tensor(-3.0),
+        "zeros": torch.zeros(5), "bad": bad,
         "bfloat16": torch.randn(70, 9).bfloat16(), "float64": torch.randn(9).double() * 1e30, "tiny": torch.randn(9) * 1e-18,
         "huge": torch.randn(2000) * 1e18, "complex": torch.randn(4, 4, dtype=torch.complex64),
         "sparse": torch.sparse_coo_tensor(index, values, (8, 3)), "no entries": torch.sparse_coo_tensor(size=(8, 3)),
@@ -521,3 +522,9 @@ def test_what_a_step_did(dtype: torch.dtype, rate: float) -> None:
         np.testing.assert_allclose(sumsq, np.sum((a - b) ** 2), rtol=1e-6)
         scale = np.sqrt(np.sum(b * b) * np.sum((a - b) ** 2))
         np.testing.assert_allclose(dot, np.sum(b * (a - b)), rtol=0, atol=1e-6 * scale)
+
+
+def test_the_sizes_of_many_tensors_at_once() -> None:
+    many = [torch.randn(n) * n for n in (3, 65_536, 1, 65_537, 140_000)] + list(of_any_kind().values())
+    for tensor, row in zip(many, measure_sizes(many), strict=True):
+        np.testing.assert_array_equal(row, measure_sizes([tensor])[0])

@@ -1,0 +1,135 @@
+"""SK306 updates-rounded-away.
+
+What it reports:    Weights of 16 bits that keep their bits, step after step, because the updates are too small for them.
+Why it matters:     A bfloat16 has 8 significant bits: an update below 1/512 of a weight is lost when it is added, every time,
+                    and a healthy update is about 1/1000. The loss still falls a little, by the few weights that move, and
+                    then stays where it is.
+How it decides:     Of the elements that had a gradient, fewer than a fifth changed a bit, in the median of 20 measured steps.
+                    Steps of a rising rate, or below a tenth of the highest rate so far, are not judged.
+Known false alarms: None known: torch's Adam and AdamW round to the nearest. Optimizers that round stochastically, or carry
+                    what was rounded off (Kahan), lose nothing although few bits change: they are not judged, nor is any other
+                    whose formula is not known. Not seen: gains of norms, which stay at 1 below a rate of 1/512 but are few.
+What to try:        Weights of 32 bits with torch.autocast, or an optimizer that keeps 32-bit copies, rounds stochastically, or
+                    carries the rest; a higher rate only where it is too low anyway.
+References:         Zamirai et al., Revisiting BFloat16 Training (arXiv 2010.06192): rounding to the nearest in the update of
+                    weights is what costs accuracy; stochastic rounding or Kahan summation win it back. Micikevicius et al.,
+                    Mixed Precision Training (arXiv 1710.03740), section 3.1: 32-bit master copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.rates import highest_rates, rows_of
+from stabkit.analyzers.series import Flags, Indices
+from stabkit.finding import Evidence, Finding, Severity, State
+from stabkit.metric import Array
+from stabkit.runlog import RunLog
+
+__all__ = ["RULE", "UpdatesRoundedAway", "UpdatesRoundedAwayThresholds"]
+
+RULE = Rule(
+    code="SK306",
+    name="updates-rounded-away",
+    severity=Severity.WARNING,
+    requires=(("unchanged_fraction", "tensor"), ("update_norm", "tensor"), ("weight_norm", "tensor"), ("lr", "group")),
+    min_steps=20,
+)
+HALF_SURVIVE = {"bfloat16": 2**-8.5, "float16": 2**-11.5}
+"""Update over weight at which half of the updates survive: half the spacing of two numbers is 2^-9 to 2^-8 of them (2^-12 to
+2^-11), so this is its middle. Measured at the rate it gives, in bfloat16: 47 % survive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatesRoundedAwayThresholds(Thresholds):
+    """When too much is lost."""
+
+    changed: float = 0.2
+    """Share of the elements with a gradient that changed: below this four updates of five are lost."""
+    window: int = 20
+    """Measured steps whose median is judged."""
+    rate: float = 0.1
+    """Share of the highest rate so far below which a step belongs to the end of a schedule."""
+
+
+class UpdatesRoundedAway:
+    """See the module's docstring."""
+
+    rule = RULE
+
+    def __init__(self, thresholds: UpdatesRoundedAwayThresholds | None = None) -> None:
+        self.thresholds = thresholds or UpdatesRoundedAwayThresholds()
+
+    def analyze(self, run: RunLog) -> Iterator[Finding]:
+        """At most one finding: where the median first falls below the limit."""
+        coarse = np.array([t.dtype in HALF_SURVIVE for t in run.tensors], dtype=bool)
+        if not coarse.any():
+            raise NotApplicable("the optimizer's weights are not of 16 bits")
+        unchanged = run.table("unchanged_fraction")
+        numel = np.where(coarse, np.array([t.numel for t in run.tensors]), 0.0)
+        rates = highest_rates(run)[rows_of(run, unchanged.steps)]
+        rows, changed = self._judged(unchanged.values, numel, rates)
+        window = self.thresholds.window
+        if len(rows) < window:
+            raise NotApplicable(f"{len(rows)} steps were measured at a rate worth judging; needs {window}")
+        medians = np.median(sliding_window_view(changed, window), axis=1)
+        falling = rates[rows[window - 1 :]] <= rates[rows[: 1 - window or None]]
+        low = (medians < self.thresholds.changed) & falling
+        if not low.any():
+            if not falling.any():
+                raise NotApplicable("the rate has risen all along")
+            return
+        at = int(np.argmax(low))
+        row, span = int(rows[at + window - 1]), rows[at : at + window]
+        step, share = int(unchanged.steps[row]), float(medians[at])
+        names = _most_lost(run, unchanged.values[span], coarse)
+        needed = float(rates[row]) * self._short_of(run, span, coarse)
+        last = int(unchanged.steps[rows[np.flatnonzero(low)[-1] + window - 1]])
+        yield found(
+            RULE,
+            message=f"{1 - share:.0%} of the updates at rate {rates[row]:.3g} are rounded away in the steps up to {step}: the "
+            f"weights are {run.tensors[int(np.argmax(coarse))].dtype}",
+            first_step=step,
+            last_step=last,
+            event_step=int(unchanged.steps[span[0]]),
+            last_good_step=int(unchanged.steps[span[0]]) - 1,
+            state=State.ONGOING if low[-1] else State.RECOVERED,
+            tensors=names,
+            evidence=(
+                Evidence(metric="unchanged_fraction", observed=1 - share, expected=1 - self.thresholds.changed, step=step,
+                         note=f"median of {window} steps, all 16-bit tensors together"),
+                Evidence(metric="lr", observed=float(rates[row]), expected=needed if needed > rates[row] else None, step=step,
+                         note="half would survive at the rate expected"),
+            ),
+            advice="Keep the weights in float32 and compute in 16 bits with torch.autocast, or use an optimizer with float32 "
+            "copies or stochastic rounding."
+            + (f" As it is, half of the updates would survive from a rate of {needed:.2g} on." if needed > rates[row] else ""),
+        )  # fmt: skip
+
+    def _judged(self, unchanged: Array, numel: Array, rates: Array) -> tuple[Indices, Array]:
+        """Rows in which 16-bit weights were compared at a rate worth judging, and the share that changed in each."""
+        known = np.isfinite(unchanged) * numel
+        total = known.sum(axis=1)
+        level = self.thresholds.rate * np.fmax.accumulate(rates)
+        rows: Indices = np.flatnonzero((total > 0) & (rates > 0) & (rates >= level))
+        lost = (np.nan_to_num(unchanged[rows]) * known[rows]).sum(axis=1)
+        return rows, 1 - lost / total[rows]
+
+    def _short_of(self, run: RunLog, rows: Indices, coarse: Flags) -> float:
+        """By what factor the rate falls short of one at which half of the updates survive."""
+        update, weight = (run.table(name).values[rows][:, coarse] for name in ("update_norm", "weight_norm"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.sqrt(np.nansum(update**2, axis=1) / np.nansum(weight**2, axis=1))
+        limit = max(HALF_SURVIVE[t.dtype] for t in run.tensors if t.dtype in HALF_SURVIVE)
+        return limit / float(np.nanmedian(ratio)) if np.any(ratio > 0) else float("nan")
+
+
+def _most_lost(run: RunLog, unchanged: Array, coarse: Flags) -> tuple[str, ...]:
+    """The 16-bit tensors, those that lost most first."""
+    lost = np.where(coarse, np.nan_to_num(np.median(unchanged, axis=0)), -1.0)
+    return tuple(run.tensors[i].name for i in np.argsort(-lost, kind="stable") if coarse[i])
