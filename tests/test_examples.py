@@ -137,6 +137,7 @@ def test_ddp_under_torchrun_names_the_rank_with_the_bad_batch(examples: Path, ru
     assert log.notes == () and log.facts["world_size"] == 2 and sorted(log.ranks) == [0, 1]
 
 
+@pytest.mark.slow
 def test_ddp_with_shards_under_torchrun(examples: Path, run: Run, tmp_path: Path) -> None:
     printed = run(*TORCHRUN, examples / "ddp.py", "--shard", "--steps", 20)
     assert "20 steps of 2 processes" in printed
