@@ -5,7 +5,7 @@ What it reports:    Micro-batches at the end of an epoch that did not fill a ste
 Why it matters:     Added, they make one gradient larger than the others, in part from weights of the past. Thrown away, their
                     batches were computed for nothing, and with a loader that does not shuffle never count.
 How it decides:     After 8 steps of the same number N of backward calls, N at least 2: one step of more than N and fewer than
-                    2 N calls of the same kind of loss, followed by a step of N again; or one before which fewer than N calls
+                    2 N calls of no other kind of loss, followed by a step of N again; or one before which fewer than N calls
                     were thrown away, where none were in those 8. A last step of fewer than N calls is well made.
 Known false alarms: Bad micro-batches thrown away on purpose; a backward call of an evaluation, such as an attack's. Epochs of
                     fewer than 9 steps are not judged.
@@ -34,11 +34,9 @@ RULE = Rule(
     code="SK408",
     name="leftover-micro-batches",
     severity=Severity.INFO,
-    requires=(("backward_count", "step"), ("dropped_backwards", "step"), ("loss_reduction", "step")),
+    requires=(("backward_count", "step"), ("dropped_backwards", "step"), ("loss_kinds", "step")),
     min_steps=9,
 )
-
-_SUM = 2  # loss_reduction of roots that were divided by their number, or that differ: nothing is left over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +61,9 @@ class LeftoverMicroBatches:
         need_backward(run)
         count, dropped = run.series("backward_count").values, run.series("dropped_backwards").values
         usual = _usual(count, dropped, self.thresholds.steps)
-        summed = run.series("loss_reduction").values == _SUM
-        added = (count > usual) & (count < 2 * usual) & (dropped == 0) & ~summed
+        kinds = run.series("loss_kinds").values
+        added = (count > usual) & (count < 2 * usual) & (dropped == 0)
+        added &= kinds == np.append(np.nan, kinds[:-1])  # else another loss was added
         added &= np.append(count[1:] == usual[:-1], False)  # else the number has changed for good
         lost = (dropped > 0) & (dropped < usual)
         # What was added is known for a leftover one step later, when the usual number is back.

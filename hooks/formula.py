@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.statistics import AdamStep
 
-__all__ = ["ADAM", "VARIANTS", "Moments", "Variant", "certain_moments", "is_torch_adam", "moments_in"]
+__all__ = ["ADAM", "VARIANTS", "Moments", "Variant", "certain_moments", "certain_variant", "is_torch_adam", "moments_in"]
 
 _READ_BY_ADAM = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
 
@@ -69,17 +69,22 @@ def certain_moments(optimizer: Optimizer) -> Moments | None:
     return next((known for (where, kind), known in _CERTAIN.items() if kind == name and home.startswith(f"{where}.")), None)
 
 
+def certain_variant(optimizer: Optimizer) -> Variant | None:
+    """How a well-known optimizer with another update forms v-hat and its denominator; None for as torch's Adam does."""
+    return Variant("before", 0.0, inner_eps=True) if type(optimizer) is torch.optim.RAdam else None
+
+
 def moments_in(optimizer: Optimizer, parameters: Iterable[torch.Tensor]) -> Moments | None:
     """Where the state of every parameter that has one holds two moments of the parameter's shape; None where it does not."""
-    states = [(p, state) for p in parameters if (state := optimizer.state.get(p))]
+    states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
     for pair in _PAIRS:
         if states and all(_like(p, state, pair.first) and _like(p, state, pair.second) for p, state in states):
             return pair
     return None
 
 
-def _like(p: torch.Tensor, state: Mapping[str, Any], key: str | None) -> bool:
-    found = state.get(key) if key else None
+def _like(p: torch.Tensor, state: Any, key: str | None) -> bool:
+    found = state.get(key) if key and isinstance(state, dict) else None
     if not isinstance(found, torch.Tensor) or found.shape != p.shape or found.layout is not torch.strided:
         return False
     plain = type(found) in (torch.Tensor, torch.nn.Parameter, type(p))  # a subclass may hold quantised numbers

@@ -6,6 +6,7 @@ understood is that of a clipping call which was seen; any other makes the gradie
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +16,7 @@ import torch
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.distributed import local, local_like, version
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
-from stabkit.hooks.transfer import Batch, Later, Number
+from stabkit.hooks.transfer import Batch, Later, Number, on_host
 from stabkit.metric import Array
 
 __all__ = ["GradientLedger", "Signature", "changed", "is_zero", "signatures"]
@@ -47,10 +48,15 @@ class GradientLedger:
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._index(parameters)
-        self.begin()
+        self._begin()
 
-    def begin(self) -> None:
-        """Forget everything: a new step begins."""
+    def following(self) -> GradientLedger:
+        """That of the next step. This one stays as it is: its numbers may still be on their way from a device."""
+        following = copy.copy(self)
+        following._begin()
+        return following
+
+    def _begin(self) -> None:
         self.calls: list[ClipCall] = []
         self._seen: list[Signature] | None = None  # as the last event left the gradients
         self._complete = False  # whether a backward was seen
@@ -151,11 +157,11 @@ class GradientLedger:
     def alive(self) -> Number:
         """Above 0 where the gradients were not set to zero behind the version counter, as `p.grad.data.zero_()` does.
 
-        The largest speaks for all. On a device it is not asked.
+        The largest speaks for all.
         """
         largest = max((p.grad for p in self.parameters if p.grad is not None), key=torch.Tensor.numel, default=None)
         own = None if largest is None else local(largest)
-        return own.any() if own is not None and own.is_cpu and own.layout is torch.strided else 1.0
+        return own.any() if own is not None and own.layout is torch.strided else 1.0
 
     def hand_made(self) -> bool:
         """Whether something else than a clipping call that was seen wrote to the gradients since backward."""
@@ -243,15 +249,14 @@ class GradientLedger:
             return used
         if not coefficient > 0:  # an infinite norm wiped everything out, or the norm was NaN
             return math.nan
-        grad = self.parameters[i].grad
-        grad = None if grad is None else local(grad)
-        if grad is None:
+        own = local(self.parameters[i])  # of the shape and dtype of its gradient, which may be gone
+        if own is None or math.isnan(used):
             return math.nan
-        if used == 0 and (coefficient > 1e-7 or grad.numel() == 0):
+        if used == 0 and (coefficient > 1e-7 or own.numel() == 0):
             return 0.0
         # Close to the smallest number of the dtype, scaling down has rounded away what scaling up cannot give back.
-        typical = math.sqrt(used / max(grad.numel(), 1))
-        return math.nan if typical < 1e3 * torch.finfo(grad.dtype).tiny else used / coefficient**2
+        typical = math.sqrt(used / max(own.numel(), 1))
+        return math.nan if typical < 1e3 * torch.finfo(own.dtype).tiny else used / coefficient**2
 
     def _compare(self, now: list[Signature]) -> None:
         if self._seen is not None:
@@ -265,4 +270,4 @@ class GradientLedger:
 def is_zero(grad: torch.Tensor | None) -> bool:
     """Whether all elements are zero; False where looking would make the training wait."""
     own = None if grad is None else local(grad)
-    return own is not None and own.is_cpu and own.layout is torch.strided and not bool(own.any())
+    return own is not None and on_host(own) and own.layout is torch.strided and not bool(own.any())

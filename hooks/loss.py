@@ -82,7 +82,7 @@ def look_at(roots: Any) -> list[Root]:
     for root in roots if isinstance(roots, (tuple, list)) else (roots,):
         scalar = isinstance(root, torch.Tensor) and root.numel() == 1 and not root.is_complex()
         own = whole(root) if scalar else None
-        if own is not None and own.is_cpu:  # reading a value on a device would make the training wait
+        if own is not None:
             value = own.detach().to(torch.float64, copy=True).reshape(())
             seen.append(Root(value, *_describe(root.grad_fn)))
         else:
@@ -122,6 +122,11 @@ class LossWindow:
         """Whether every root is a mean that nothing was multiplied or divided by: no sum of items, no weight."""
         return not any(root.weighed or root.items for call in self.calls for root in call)
 
+    @property
+    def kinds(self) -> int:
+        """How many kinds of loss the calls were of, as far as their first operations tell."""
+        return len({tuple(root.operations for root in call) for call in self.calls})
+
     def ask(self, batch: Batch) -> None:
         """Put the values of all roots, and what they were divided by, into a batch."""
         roots = [root for call in self.calls for root in call]
@@ -146,8 +151,7 @@ class LossWindow:
         by = [n for n in (count, self.divisor) if all(_divided(each, n) for each in factors)]
         self.divisor = by[0] if by else self.divisor
         divided = bool(by) or self._over_all_items(factors)
-        differ = len({tuple(root.operations for root in call) for call in self.calls}) > 1
-        return (total, total, 2) if divided or differ else (total / count, total, 3)
+        return (total, total, 2) if divided or self.kinds > 1 else (total / count, total, 3)
 
     def _over_all_items(self, factors: list[list[float]]) -> bool:
         """Whether the roots are sums over items (tokens), each divided by about the number of items in all of them.
@@ -195,7 +199,7 @@ def _items(name: str, node: Any) -> list[Number]:
         if not name.startswith("NllLoss"):
             return [float(node._saved_self.numel())]
         weight = node._saved_total_weight  # without class weights: the number of targets that are not ignored
-        return [weight.detach().clone()] if weight.is_cpu else []
+        return [weight.detach().clone()]
     except (AttributeError, RuntimeError):  # another torch calls it otherwise, or the graph is used a second time
         return []
 
@@ -205,8 +209,8 @@ def _other_of(node: Any) -> Number | None:
         other = getattr(node, "_saved_other", None)
     except RuntimeError:  # the graph is used a second time, or the number was overwritten in place: backward will tell
         return None
-    if isinstance(other, torch.Tensor):  # reading a tensor on a device would wait for it
-        if not other.is_cpu or other.numel() != 1 or other.is_complex():
+    if isinstance(other, torch.Tensor):
+        if other.numel() != 1 or other.is_complex():
             return None
         if type(other) is not torch.Tensor:
             return other.detach().clone()

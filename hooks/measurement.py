@@ -59,14 +59,14 @@ _DRAWN_OUT = 1e-3
 """First moments before a step are not worked back from those after it where they were smaller than this by comparison."""
 
 
-def weights_now(optimizer: Optimizer, roster: Roster) -> Array:
-    """Columns that hold the weights as they are, and nothing else."""
+def weights_now(optimizer: Optimizer, roster: Roster, batch: Batch) -> Array:
+    """Columns that hold the weights as they are, and nothing else, once the batch is settled."""
     columns = _blank(len(roster.owners))
-    if not roster.on_host:
-        return columns
-    bare = roster.held(roster.bare())
-    columns[:, _BEFORE] = measure_before(bare, steps_of(optimizer, roster, group_values(optimizer)))
-    roster.squares = columns[:, _PLACE["weight_sumsq"]]
+    if roster.readable:
+        bare = roster.held(roster.bare())
+        before = measure_before(bare, steps_of(optimizer, roster, group_values(optimizer)), batch)
+        batch.afterwards(lambda: columns.__setitem__((slice(None), _BEFORE), before))
+        roster.squares = columns[:, _PLACE["weight_sumsq"]]  # a view: it will be filled too
     return columns
 
 

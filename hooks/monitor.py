@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, distributed, loss, optimizer, precision, scaler, schedule, zeroing
+from stabkit.hooks import clip, dispatch, distributed, loss, optimizer, precision, ring, scaler, schedule, zeroing
 from stabkit.hooks.adoption import EarlyRecorder, is_shell, replaces
 from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.ownership import Ownership
 from stabkit.hooks.recorder import StepRecorder
+from stabkit.hooks.unfinished import Unfinished
 from stabkit.hooks.watched import Watched
 from stabkit.runlog import Layout, StepRecord
 
@@ -96,7 +97,9 @@ class Monitor:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
         for watched in self._watched.values():
+            self._deliver(watched, last=True)
             self._tell_unused(watched, last=True)
+        ring.release()
         self._watched.clear()
         self._ownership = Ownership((), {})
         self._scaling = scaler.Scaling()
@@ -254,7 +257,7 @@ class Monitor:
             watched.attempt, watched.step = self._sink.attempt(watched.index, count)
             watched.count = count
             if watched.step == 1:
-                self._sink.step(watched.index, watched.recorder.weights(watched.attempt, watched.layout))
+                self._deliver(watched, watched.recorder.weights(watched.attempt, watched.layout))
         else:
             watched.step += 1
         if watched.index == 0:
@@ -272,15 +275,26 @@ class Monitor:
             if recorder.spoiled:
                 watched.count = recorder.count()
                 return
-            record = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped)
+            unfinished = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped)
             watched.count = recorder.count()
-            self._sink.step(watched.index, record)
+            self._deliver(watched, unfinished)
             self._faults = self._in_a_row = 0
             self._tell_news(watched)
         finally:
             watched.reach.stepped(recorder.parameters)
             self._tell_unused(watched)
             recorder.begin_step()
+
+    def _deliver(self, watched: Watched, unfinished: Unfinished | None = None, last: bool = False) -> None:
+        """Hand on, in order, the records whose numbers have come; at the very last all, however long that takes."""
+        if unfinished is not None and unfinished.lost:
+            watched.lost += 1
+        elif unfinished is not None:
+            watched.unfinished.append(unfinished)
+        while watched.unfinished and (last or watched.unfinished[0].ready()):
+            self._sink.step(watched.index, watched.unfinished.popleft().finish())
+        if last and watched.lost:
+            self._note("lost", optimizer=watched.index, steps=watched.lost, why="the device was too far behind")
 
     def _tell_unused(self, watched: Watched, last: bool = False) -> None:
         """Parameters of the model that no optimizer holds, and parameters of the optimizer that no gradient reaches."""
@@ -310,10 +324,11 @@ class Monitor:
         watched.laid_out = watched.recorder.roster
         watched.laid_out.sharded = any(tensor.shards > 1 for tensor in layout.tensors)
         self._ownership.hold(watched.recorder.parameters)
-        if not watched.laid_out.on_host:
-            self._note("unmeasured", optimizer=watched.index, why="parameters on a device", step=self.step)
-            self._tell("the parameters are not on the CPU: this version records rates and step counts of such a run, no losses "
-                       "and no tensors")  # fmt: skip
+        if not watched.laid_out.readable:
+            kinds = sorted({p.device.type for p in watched.recorder.parameters} - {"cpu", "cuda"})
+            self._note("unmeasured", optimizer=watched.index, why=f"parameters on {', '.join(kinds)}", step=self.step)
+            self._tell(f"parameters lie on {', '.join(kinds)}, where this version measures no tensors; loss, rates and step "
+                       "counts are recorded")  # fmt: skip
 
     def _find(self, stepping: Optimizer) -> Watched | None:
         found = self._watched.get(id(stepping))

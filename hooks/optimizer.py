@@ -22,7 +22,7 @@ from stabkit.hooks.formula import Moments, Variant
 from stabkit.hooks.names import in_flat, role_of
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
-from stabkit.hooks.transfer import host_number
+from stabkit.hooks.transfer import Number, host_number, on_host
 from stabkit.metric import Array
 from stabkit.runlog import Group, Layout, TensorInfo
 
@@ -113,7 +113,7 @@ class Roster:
         lengths: The number of tensors of each group.
         trainable: Whether each parameter asks for a gradient.
         groups: The group of each tensor.
-        on_host: Whether all of them can be read without making the training wait.
+        readable: Whether all of them lie where tensors are measured: on the CPU or on a CUDA device.
         coarse: Places of the tensors of 16 bits, whose updates may be rounded away.
         squares: Of each tensor the sum of squares when last measured, NaN before.
         plain: Whether each parameter is an ordinary tensor, and one tensor.
@@ -133,7 +133,7 @@ class Roster:
         self.plain = not self._cuts and all(is_plain(p) for p in self.parameters)
         self.trainable = [p.requires_grad for p in self.parameters]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        self.on_host = all(p.is_cpu for p in self.parameters)
+        self.readable = all(p.is_cpu or p.is_cuda for p in self.parameters)
         self.coarse = [i for i, at in enumerate(self.owners) if self.parameters[at].dtype in (torch.bfloat16, torch.float16)]
         self.squares: Array = np.full(len(self.owners), np.nan)
 
@@ -168,6 +168,7 @@ class Roster:
             belongings = [local_like(t, p) for t in (state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq)]
             for cut in self._cuts.get(i, _ONE):
                 found.append(TensorState(*(t if cut is None or t is None else t[cut] for t in (shard, *belongings))))  # type: ignore[arg-type]
+                found[-1].count = state.count
         return found
 
     def unread(self) -> list[int]:
@@ -182,19 +183,28 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
     """The optimizer's own count of steps of each parameter: 0 before the first, -1 where it keeps none."""
     if not optimizer.state:
         return [0.0] * len(parameters)
-    state_of: Callable[..., Mapping[str, Any]] = optimizer.state.get
+    state_of: Callable[..., Any] = optimizer.state.get
     return [_count(state_of(p, _NOTHING)) for p in parameters]
 
 
-def _count(state: Mapping[str, Any]) -> float:
+def _count(state: Any) -> float:
+    if not isinstance(state, dict):  # a state written by hand may be the momentum itself
+        return -1.0
     step = state.get("step")
     if step is None:  # LBFGS keeps a step length under "t"
         t = state.get("t")
         step = t if isinstance(t, int) else -1
     if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
         own = local(step)
-        return host_number(own) if own is not None and own.is_cpu and own.numel() == 1 else -1.0
+        return host_number(own) if own is not None and on_host(own) and own.numel() == 1 else -1.0
     return float(step) if isinstance(step, (int, float)) else -1.0
+
+
+def device_count(optimizer: Optimizer, counts: Sequence[float]) -> Number:
+    """The largest of the counts; where the optimizer keeps them on a device, that of its first tensor, still there."""
+    largest = max(counts, default=-1.0)
+    step = next(iter(optimizer.state.values()), {}).get("step") if largest < 0 else None
+    return step if isinstance(step, torch.Tensor) and step.numel() == 1 else largest
 
 
 class StepCount:
@@ -233,11 +243,15 @@ def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments:
     if first is None:
         return [TensorState(p, p.grad, None, None) for p in parameters]
     states: list[TensorState] = []
-    state_of: Callable[..., Mapping[Any, Any]] = optimizer.state.get
+    state_of: Callable[..., Any] = optimizer.state.get
     for p in parameters:
         get = state_of(p, _NOTHING).get
         m, v, top = get(first), get(second) if second else None, get(largest) if largest else None
         states.append(TensorState(p, p.grad, m, v, top))
+    if states and not on_host(states[0].param):
+        for state in states:
+            count = state_of(state.param, _NOTHING).get("step")
+            state.count = count if isinstance(count, torch.Tensor) and not on_host(count) else None
     return states
 
 

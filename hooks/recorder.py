@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterable
 
@@ -15,10 +14,11 @@ from stabkit.hooks.distributed import Pending
 from stabkit.hooks.gradients import GradientLedger, Signature, changed, signatures
 from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
-from stabkit.hooks.optimizer import Roster, StepCount, group_values
+from stabkit.hooks.optimizer import Roster, StepCount, device_count, group_values
 from stabkit.hooks.scaler import carried_scale, found_inf
 from stabkit.hooks.transfer import Batch, Number
 from stabkit.hooks.trust import Trust
+from stabkit.hooks.unfinished import Seen, Unfinished
 from stabkit.hooks.wiring import Wiring
 from stabkit.runlog import StepRecord
 
@@ -78,7 +78,7 @@ class StepRecorder:
         """Forget the gradients that were seen: a step begins, or they were thrown away."""
         self.spoiled = False
         self._window = self._window.following()
-        self._ledger.begin()
+        self._ledger = self._ledger.following()
         self._measurement: Measurement | None = None
         self._closure = False
         self._loss_scale: Number | None = None
@@ -190,12 +190,12 @@ class StepRecorder:
             self._ledger.close()
             self._unguarded = None if self._loss_scale is None else unguarded_scale
             self._by_hand = self._ledger.hand_made()
-        if (step - 1) % self.every == 0 and self.roster.on_host:
+        if (step - 1) % self.every == 0 and self.roster.readable:
             self._measurement = Measurement(
                 self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
             )
 
-    def step_end(self, step: int, attempt: int, layout: int, skipped: bool = False) -> StepRecord:
+    def step_end(self, step: int, attempt: int, layout: int, skipped: bool = False) -> Unfinished:
         """The optimizer has stepped: measure.
 
         Args:
@@ -208,58 +208,23 @@ class StepRecorder:
             self._ledger.close()
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
         counts = self._count.read(self.optimizer, self.parameters)
-        record.applied_steps = int(max(counts, default=-1)) if self.optimizer.state else -1
-        loss_scale = self._batch.add(math.nan if self._loss_scale is None else self._loss_scale)
-        unguarded = self._batch.add(math.nan if self._unguarded is None else self._unguarded)
-        carried = self._batch.add(carried_scale(self.optimizer))
-        passed_over = self._batch.add(1.0 if skipped else found_inf(self.optimizer))
-        for part in (self._window, self._ledger, self.wiring):
-            part.ask(self._batch)
+        seen = Seen(self.parameters, self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
+        unfinished = Unfinished(record, seen, self._batch)
+        unfinished.ask("loss_scale", self._loss_scale)
+        unfinished.ask("unguarded", self._unguarded)
+        unfinished.ask("applied_steps", device_count(self.optimizer, counts) if self.optimizer.state else -1.0)
+        passed_over = unfinished.ask("skipped", 1.0 if skipped else found_inf(self.optimizer))
+        carried = unfinished.ask("carried_scale", carried_scale(self.optimizer))
         if self._measurement is not None:
             self._measurement.finish(record.groups, counts, self._ledger, passed_over, carried)
-        self._batch.fetch()
-        record.loss_scale = loss_scale.value
-        outside = 0 if math.isnan(unguarded.value) else 1 if unguarded.value == 1 else 2
-        record.step_outside_scaler = 3 if outside and self._by_hand else outside
-        record.skipped = int(passed_over.value > 0)
-        self.wiring.tell(record)
-        record.backward_count = len(self._window.calls)
-        record.loss, record.loss_sum, record.loss_reduction = self._window.reduce()
-        if record.loss_reduction == 3 and self.wiring.alike and self._window.plain and not self._ledger.hand_made():
-            record.undivided_losses = record.backward_count
-        self._read_tensors(record)
-        return record
+        unfinished.by_hand = self._by_hand
+        self._batch.send()
+        return unfinished
 
-    def _read_tensors(self, record: StepRecord) -> None:
-        if self._measurement is not None:
-            record.tensors = self._measurement.columns
-            if not self.roster.sharded:  # the norm of a shard is nothing to anybody; the reader adds up those of all ranks
-                places = sorted({*self._measurement.places, *self._measurement.unread})
-                record.grad_norm_used = self._measurement.norm("grad_used_sumsq", places)
-                record.grad_norm = self._measurement.norm("grad_sumsq", places)
-                record.weight_norm = self._measurement.norm("weight_sumsq")
-                record.update_norm = self._measurement.norm("update_sumsq")
-                record.applied_update_norm = self._measurement.norm("applied_update_sumsq")
-        self._read_clips(record)
-
-    def weights(self, attempt: int, layout: int) -> StepRecord:
+    def weights(self, attempt: int, layout: int) -> Unfinished:
         """A record for step 0 that holds the weights as they are."""
-        columns = weights_now(self.optimizer, self.roster)
-        return StepRecord(0, attempt, layout, time=time.time(), groups=group_values(self.optimizer), tensors=columns)
-
-    def _read_clips(self, record: StepRecord) -> None:
-        by_value, by_norm = self._ledger.the_one("value"), self._ledger.the_one("norm")
-        if by_value:
-            record.clip_value = by_value.limit
-        if by_norm is None:
-            return
-        record.clip_max_norm = by_norm.limit
-        record.clip_coefficient = self._ledger.coefficient(by_norm)
-        if self.roster.sharded and not by_norm.everywhere:
-            return
-        total = self._ledger.total_norm(by_norm)
-        places = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        if math.isnan(record.grad_norm) and by_norm.order == 2 and self._ledger.covers(by_norm, places):
-            # An infinite norm is true only if an element is: otherwise torch's sum of squares has overflowed.
-            nonfinite = self._measurement is not None and self._measurement.total("grad_nonfinite") > 0
-            record.grad_norm = total if math.isfinite(total) or nonfinite else math.nan
+        record = StepRecord(0, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
+        batch = Batch()
+        record.tensors = weights_now(self.optimizer, self.roster, batch)
+        batch.send()
+        return Unfinished(record, None, batch)

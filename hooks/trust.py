@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks.formula import ADAM, VARIANTS, Moments, Variant, certain_moments, is_torch_adam, moments_in
+from stabkit.hooks.formula import ADAM, VARIANTS, Moments, Variant, certain_moments, certain_variant, is_torch_adam, moments_in
 from stabkit.hooks.probe import Probe
 from stabkit.hooks.statistics import AdamStep, TensorState
 from stabkit.metric import TENSOR_COLUMNS
@@ -39,7 +39,7 @@ class Trust:
         is_torch_adam: Whether it is exactly torch's Adam or AdamW.
         derives: Whether the update follows from the state.
         moments: Where its moments are, as far as it is certain what they are.
-        variant: The kind of Adam it is; None for exactly torch's.
+        variant: The kind of Adam it is, or whose denominator it has; None for exactly torch's.
         changed: Whether any of that is new; to be set back by whoever has seen it.
         news: What a log should be told, and the place of the tensor it was seen at, until somebody takes it.
     """
@@ -47,7 +47,7 @@ class Trust:
     def __init__(self, optimizer: Optimizer) -> None:
         self.is_torch_adam = self.derives = is_torch_adam(optimizer)
         self.moments: Moments | None = ADAM if self.derives else certain_moments(optimizer)
-        self.variant: Variant | None = None
+        self.variant: Variant | None = certain_variant(optimizer)
         self.changed = False
         self.news: tuple[str, int] | None = None
         self._name = type(optimizer).__name__
@@ -101,7 +101,8 @@ class Trust:
         if not told:  # updates too small for the dtype of the weights
             self._proofs += self.is_torch_adam
             return
-        best, place, self.variant = min(told, key=lambda result: result[0])
+        kept = [result for result in told if self.derives and result[2] == self.variant and result[0] <= 1]
+        best, place, self.variant = kept[0] if kept else min(told, key=lambda result: result[0])
         if best > 1:
             self._fail(place, max(best, 0.0) * 1e-3)
             return

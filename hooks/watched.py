@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 from stabkit.hooks import optimizer
 from stabkit.hooks.reach import Reach
 from stabkit.hooks.recorder import StepRecorder
+from stabkit.hooks.unfinished import Unfinished
 
 __all__ = ["Watched"]
 
@@ -23,6 +25,8 @@ class Watched:
         self.attempt = -1
         self.step = 0
         self.count = -1
+        self.unfinished: deque[Unfinished] = deque()  # records whose numbers are on their way from a device
+        self.lost = 0  # how many were not taken along
         self.stepped = False
         self.refused = False  # whether its scaler was told to have refused a step
 

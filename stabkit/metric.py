@@ -175,6 +175,7 @@ WIRING_METRICS: tuple[Metric, ...] = (
     Metric("clips_after_backward", "", "step", "clipping calls after the last backward call"),
     Metric("kept_gradients", "", "step", "1 where the first backward call found the gradients as the previous step left them"),
     Metric("dropped_backwards", "", "step", "backward calls since the previous step whose gradients were thrown away"),
+    Metric("loss_kinds", "", "step", "kinds of loss among the step's backward calls, told apart by their first operations"),
     Metric("undivided_losses", "", "step", "backward calls of the step where several of one kind of loss, all of them means, "
            "reached the same parameters and nothing was multiplied or divided, neither losses at their end nor gradients"),
     Metric("step_outside_scaler", "", "step", "1 where the loss was scaled but the optimizer was called outside "

@@ -112,6 +112,7 @@ class TensorState:
         exp_avg_sq: Second moment, or None.
         max_exp_avg_sq: Its running maximum under amsgrad, else None.
         before: A copy of the parameter from before the step, or None.
+        count: The optimizer's count of steps, where it keeps that on a device: then this one holds, not that of the `AdamStep`.
     """
 
     param: torch.Tensor
@@ -120,6 +121,7 @@ class TensorState:
     exp_avg_sq: torch.Tensor | None
     max_exp_avg_sq: torch.Tensor | None = None
     before: torch.Tensor | None = None
+    count: torch.Tensor | None = None
 
 
 _UNCOUNTED = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)

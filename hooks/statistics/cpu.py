@@ -74,7 +74,8 @@ def measure_sizes(tensors: Sequence[Tensor], out: NDArray[np.float64]) -> list[i
     if not fit:
         return list(range(len(tensors)))
     still = np.zeros(_STRETCH, dtype=np.float32)
-    rows, starts = [], []
+    rows: list[bytes] = []
+    starts: list[int] = []
     for address, size in (found[i] for i in fit):  # type: ignore[misc]
         starts.append(len(rows))
         for start in range(0, size, _STRETCH):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stabkit.hooks.transfer import Batch
+from stabkit.hooks.transfer import Batch, Number, on_host
 from stabkit.metric import Array
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ __all__ = ["entries", "measure_after", "measure_before", "measure_move", "measur
 PIECE = 32_000
 """Elements converted to float64 at a time: below the 32,768 from which most operations start threads, which on a busy
 machine would wait for each other forty times per piece."""
+PIECE_ON_DEVICE = 1_000_000
+"""On a device a piece costs some forty kernel launches, and 8 MB for each temporary."""
 
 _OF_NOTHING = [0.0] * 6 + [math.inf, -math.inf] + [0.0] * 8
 """The AFTER_COLUMNS of a tensor without elements, before what cannot be known is struck out."""
@@ -52,10 +54,12 @@ def measure_after(state: TensorState, step: AdamStep, batch: Batch, out: Array) 
     """Fills the AFTER_COLUMNS of one tensor once the batch is fetched."""
     with torch.no_grad():
         tensors = _side_by_side(state.param, state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq, state.before)
-        rows = [_after(step, *piece) for piece in _pieces(tensors)]
+        count = step.count if state.count is None else state.count.to(torch.float64)
+        rows = [_after(step, count, *piece) for piece in _pieces(tensors)]
         merged = _merge(torch.stack(rows)) if rows else torch.tensor(_OF_NOTHING, dtype=torch.float64)
     present = [tensor is not None for tensor in tensors]
-    batch.then(merged, lambda values: out.__setitem__(slice(None), _drop_unknown(values, step, present)))
+    counted = batch.add(count)
+    batch.then(merged, lambda values: out.__setitem__(slice(None), _drop_unknown(values, step.beta2, counted.value, present)))
 
 
 def entries(tensor: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ def entries(tensor: Tensor) -> Tensor:
 
     A sparse one on a device stays as it is, for `coalesce` would make training wait.
     """
-    sparse = tensor.layout is torch.sparse_coo and tensor.is_cpu
+    sparse = tensor.layout is torch.sparse_coo and on_host(tensor)
     return tensor.detach().coalesce().values() if sparse else tensor.detach()
 
 
@@ -123,12 +127,13 @@ def _pieces(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor | None]]:
     first = tensors[0]
     if first is None or first.numel() == 0:
         return
-    if first.numel() <= PIECE:
+    piece = PIECE if first.is_cpu else PIECE_ON_DEVICE
+    if first.numel() <= piece:
         yield [None if t is None else t.to(torch.float64) for t in tensors]
         return
     dim = next(d for d, size in enumerate(first.shape) if size > 1)
     size = first.shape[dim]
-    length = max(1, PIECE * size // first.numel())
+    length = max(1, piece * size // first.numel())
     for start in range(0, size, length):
         stop = min(size, start + length)
         yield from _pieces([None if t is None else t.narrow(dim, start, stop - start) for t in tensors])
@@ -148,6 +153,7 @@ def _before(p: Tensor | None, g: Tensor | None, m: Tensor | None) -> Tensor:
 
 def _after(
     step: AdamStep,
+    count: Number,
     p: Tensor | None,
     g: Tensor | None,
     m: Tensor | None,
@@ -162,8 +168,8 @@ def _after(
     rms = eps_count = zero
     if g is not None:
         grad = [(g * g).sum(), *_magnitude(g), _count(g == 0)]
-    bias2 = 1 - step.beta2**step.count
-    if v is not None and bias2 > 0:
+    bias2 = 1 - step.beta2**count
+    if v is not None and (isinstance(bias2, Tensor) or bias2 > 0):
         vhat = v / bias2
         d2 = vhat if vmax is None else vmax / bias2
         root = vhat.sqrt()
@@ -172,16 +178,16 @@ def _after(
         if g is not None:
             rms = (g * g / d2.clamp(min=step.eps * step.eps)).sum()
         if m is not None:
-            update = _update(step, p, m, root if vmax is None else d2.sqrt(), before)
+            update = _update(step, count, p, m, root if vmax is None else d2.sqrt(), before)
     first = zero if m is None else (m * m).sum()
     applied = zero if before is None else ((p - before) * (p - before)).sum()
     return torch.stack([*grad, first, *second, rms, eps_count, *_magnitude(p), *update, applied])
 
 
-def _update(step: AdamStep, p: Tensor, m: Tensor, d: Tensor, before: Tensor | None) -> list[Tensor]:
+def _update(step: AdamStep, count: Number, p: Tensor, m: Tensor, d: Tensor, before: Tensor | None) -> list[Tensor]:
     """Sum of squares and absmax of the intended update, and its dot product with the weights before it."""
     decay = step.lr * step.weight_decay if step.decoupled else 0.0
-    adam = step.lr / (1 - step.beta1**step.count) * m / (d + step.eps)
+    adam = step.lr / (1 - step.beta1**count) * m / (d + step.eps)
     if before is None:
         # A tensor of one element, because dividing by a Python zero (lr * weight_decay = 1) is Inf all the same.
         before = (p + adam) / torch.full((), 1 - decay, dtype=torch.float64, device=p.device)
@@ -213,10 +219,10 @@ def _merge(rows: Tensor) -> Tensor:
     return merged
 
 
-def _drop_unknown(row: Array, step: AdamStep, present: list[bool]) -> list[float]:
+def _drop_unknown(row: Array, beta2: float, count: float, present: list[bool]) -> list[float]:
     """Puts NaN in the columns that lack a tensor they need, or the bias correction of v."""
     p, g, m, v, _, before = present
-    vhat = v and step.count > 0 and step.beta2 < 1
+    vhat = v and count > 0 and beta2 < 1
     bounded = vhat and row[6] <= row[7]
     known = [g] * 4 + [m, vhat, bounded, bounded, vhat and g, vhat, p, p] + [vhat and m] * 3 + [before]
     return [value if p and known_here else math.nan for value, known_here in zip(row.tolist(), known, strict=True)]

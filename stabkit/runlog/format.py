@@ -71,7 +71,7 @@ def step_dtype(groups: int) -> np.dtype[Any]:
         ("clip_max_norm", "<f8"), ("clip_value", "<f8"), ("clip_coefficient", "<f8"), ("loss_scale", "<f8"),
         ("clip_scale", "<f8"), ("clips_before_backward", "<i8"), ("clips_between_backwards", "<i8"),
         ("clips_after_backward", "<i8"), ("kept_gradients", "<i8"), ("dropped_backwards", "<i8"),
-        ("undivided_losses", "<i8"), ("step_outside_scaler", "<i8"), ("scaler_updates", "<i8"),
+        ("undivided_losses", "<i8"), ("loss_kinds", "<i8"), ("step_outside_scaler", "<i8"), ("scaler_updates", "<i8"),
         ("scheduler_steps_before_backward", "<i8"), ("scheduler_steps_between_backwards", "<i8"),
         ("scheduler_steps_after_backward", "<i8"),
         ("weight_norm", "<f8"), ("update_norm", "<f8"), ("applied_update_norm", "<f8"), ("group", group, (groups,)), _CRC_FIELD,

@@ -127,6 +127,7 @@ class StepRecord:
     kept_gradients: int = 0
     dropped_backwards: int = 0
     undivided_losses: int = 0
+    loss_kinds: int = 0
     step_outside_scaler: int = 0
     scaler_updates: int = 0
     scheduler_steps_before_backward: int = 0

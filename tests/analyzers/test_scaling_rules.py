@@ -186,13 +186,14 @@ def test_what_was_not_recorded_is_not_called_clear() -> None:
     assert {o.status for o in outcomes if o.rule in CODES} == {Status.NOT_APPLICABLE}
 
 
-def counted(count: list[int], dropped: dict[int, int] | None = None, reduction: int = 3) -> list[tuple[str, int]]:
-    """(message, first step) of what SK408 finds where so many backward calls made each step."""
+def counted(count: list[int], dropped: dict[int, int] | None = None, other: int | None = None) -> list[tuple[str, int]]:
+    """(message, first step) of what SK408 finds for so many backward calls a step, of two kinds of loss in `other`."""
     n = len(count)
     lost = np.zeros(n)
     for step, calls in (dropped or {}).items():
         lost[step - 1] = calls
-    values = {"backward_count": np.array(count), "dropped_backwards": lost, "loss_reduction": np.full(n, reduction)}
+    kinds = np.where(np.arange(1, n + 1) == other, 2, 1)
+    values = {"backward_count": np.array(count), "dropped_backwards": lost, "loss_kinds": kinds}
     outcome = analyze(make_run(steps=np.arange(1, n + 1), **values)).outcome("SK408")
     assert outcome.status in (Status.FOUND, Status.CLEAR)
     return [(f.message, f.first_step) for f in outcome.findings]
@@ -210,7 +211,7 @@ def test_what_is_left_over_and_what_is_not() -> None:
     assert counted([*EIGHT, 8, 4]) == [], "two batches in one step"
     assert counted([*EIGHT, 2, 4, *EIGHT, 2]) == [], "the last window was stepped"
     assert counted([1] * 8 + [2, 1]) == [], "no accumulation"
-    assert counted([*EIGHT, 6, 4], reduction=2) == [], "another loss was added"
+    assert counted([*EIGHT, 6, 4], other=9) == [], "another loss was added"
     assert counted([*EIGHT, 4, 4], {9: 3}) == [("3 micro-batches before step 9 did not fill a step of 4: thrown away", 9)]
     assert counted([*EIGHT, 4, 4], {9: 4}) == [], "as many as a step: thrown away on purpose"
     assert counted(EIGHT + EIGHT, dict.fromkeys(range(1, 17), 1)) == [], "a discriminator, at every step"

@@ -1,4 +1,4 @@
-"""A model on a device this version cannot read without waiting: no number rather than a wait, and it is said once."""
+"""A model on a device from which nothing can be carried without waiting: no number rather than a wait, and it is said once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stabkit.watch import StabkitWarning
 
 
 def test_tensors_off_the_host_are_not_read_and_it_is_said_once(tmp_path: Path) -> None:
-    """The meta device stands in for a GPU: every read of a value raises there."""
+    """The meta device stands for all that are neither CPU nor CUDA: every read of a value raises there."""
     model = nn.Linear(4, 2, device="meta")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
-    with pytest.warns(StabkitWarning, match="not on the CPU") as warned, stabkit.watch(model, optimizer, tmp_path / "run"):
+    with pytest.warns(StabkitWarning, match="parameters lie on meta, where this version measures no tensors") as warned, stabkit.watch(model, optimizer, tmp_path / "run"):
         for _ in range(5):
             optimizer.zero_grad()
             model(torch.randn(3, 4, device="meta")).sum().backward()

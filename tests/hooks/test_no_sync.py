@@ -22,7 +22,7 @@ from stabkit.hooks.monitor import Monitor
 from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
-LET_THROUGH = {transfer._brought.__code__, transfer.host_number.__code__}
+LET_THROUGH = {transfer._together.__code__, transfer.host_number.__code__}
 
 
 class Watchdog:
@@ -39,7 +39,7 @@ class Watchdog:
             if self.inside and caller.f_code not in LET_THROUGH:
                 self.reads.append(f"{name} at {Path(caller.f_code.co_filename).name}:{caller.f_lineno}")
                 raise AssertionError(f"Tensor.{name} inside a recorder")
-            self.transfers += self.inside and caller.f_code is transfer._brought.__code__
+            self.transfers += self.inside and caller.f_code is transfer._together.__code__
             return original(tensor, *args, **kwargs)
 
         return read

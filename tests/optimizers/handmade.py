@@ -88,6 +88,39 @@ class PlainAdam(Handmade):
         p -= group["lr"] * (state["m"] / (1 - beta1**t)) / ((state["v"] / (1 - beta2**t)).sqrt() + group["eps"])
 
 
+class AnyAdam(Handmade):
+    """Every way of writing an Adam, spelled out.
+
+    Its options: `decay` is "before", "after" or "coupled"; `corrects` says whether it corrects, `ahead` whether it keeps the
+    count of the step to come, `inner` whether it adds eps before the correction.
+    """
+
+    usual: ClassVar[dict[str, Any]] = {"lr": 0.05, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.5}
+
+    def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        (beta1, beta2), lr, wd, eps = group["betas"], group["lr"], group["weight_decay"], group["eps"]
+        first = 1 if group["ahead"] else 0
+        if not state:
+            state["step"], state["m"], state["v"] = first, torch.zeros_like(p), torch.zeros_like(p)
+        state["step"] += 1
+        t = state["step"] - first
+        if group["decay"] == "coupled":
+            g = g + wd * p
+        if group["decay"] == "before":
+            p.mul_(1 - lr * wd)
+        state["m"] = beta1 * state["m"] + (1 - beta1) * g
+        state["v"] = beta2 * state["v"] + (1 - beta2) * g.square()
+        m, v = state["m"], state["v"]
+        if not group["corrects"]:
+            p.sub_(lr * m / (v.sqrt() + eps))
+        elif group["inner"]:
+            p.sub_(lr * math.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (v.sqrt() + eps))
+        else:
+            p.sub_(lr * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + eps))
+        if group["decay"] == "after":
+            p.mul_(1 - lr * wd)
+
+
 class HandLion(Handmade):
     """Lion keeps one moment, under the name that Adam has for its own."""
 
@@ -127,6 +160,31 @@ class Stranger(Handmade):
                 for p in group["params"]:
                     p.mul_(0.999)
         return loss
+
+
+class BareState(Handmade):
+    """Its state is no dict of dicts: a parameter's is the momentum itself, and a count for all lies beside."""
+
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3}
+
+    def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        momentum = state.setdefault("momentum", torch.zeros_like(p)) if isinstance(state, dict) else state
+        momentum.mul_(0.9).add_(g)
+        p.sub_(momentum, alpha=group["lr"])
+        self.state[p] = momentum
+        self.state["steps"] = self.state["steps"] + 1 if "steps" in self.state else 1  # type: ignore[index]
+
+
+class OddMoments(Handmade):
+    """Keeps what Adam keeps under Adam's names, but as numbers and in other shapes."""
+
+    usual: ClassVar[dict[str, Any]] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+
+    def update(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        state["step"] = "first" if not state else "later"
+        state["exp_avg"] = float(g.mean())
+        state["exp_avg_sq"] = 0.9 * state.get("exp_avg_sq", torch.zeros(1)) + 0.1 * g.square().mean()
+        p.sub_(g / (state["exp_avg_sq"].sqrt() + group["eps"]), alpha=group["lr"])
 
 
 class BoundedAdamW(torch.optim.AdamW):

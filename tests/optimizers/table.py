@@ -39,7 +39,8 @@ That takes memory for one more set of weights during the step; `every=` makes it
 of every optimizer. `update_ratio` rests on the measured update where there is one, and says so.
 
 **Gradients** are those before the step where an optimizer may use them as scratch space, as foreach SGD with nesterov does. Of
-sparse gradients duplicate entries are added up first. **Moments** are recorded only where it is certain what they are.
+sparse gradients duplicate entries are added up first. **Moments** are recorded only where it is certain what they are. RAdam
+divides by its second moment from about the sixth step on; `rms_ratio` is recorded from the first.
 
 - *gradient*: norms, extremes, zeros and nonfinite elements; *weights* are recorded of every optimizer.
 - *m*: `exp_avg_norm`, `grad_momentum_cosine`. *v̂*: `exp_avg_sq_mean`, `_min`, `_max`, `rms_ratio`, `eps_fraction`.

@@ -13,7 +13,7 @@ import torch
 import stabkit
 from stabkit.errors import MissingMetricError
 from stabkit.hooks import trust
-from tests.optimizers.handmade import BoundedAdamW, CourseAdamW, HuggingFaceAdamW, PlainAdam
+from tests.optimizers.handmade import AnyAdam, BoundedAdamW, CourseAdamW, HuggingFaceAdamW, PlainAdam
 from tests.optimizers.training import STEPS, Entry, Truth, train
 
 Make = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
@@ -34,6 +34,18 @@ def watch(make: Make, logdir: Path, **about: Any) -> tuple[stabkit.RunLog, Truth
 
 def told(run: stabkit.RunLog) -> list[dict[str, Any]]:
     return [dict(event) for event in run.events if event["event"] == "update-measured"]
+
+
+@pytest.mark.parametrize("decay", ["before", "after", "coupled"])
+@pytest.mark.parametrize(
+    "kind", ["corrects", "corrects ahead", "corrects inner", "corrects ahead inner", "does not"], ids=lambda kind: kind
+)
+def test_every_way_of_writing_an_adam_is_recognised(logdir: Path, decay: str, kind: str) -> None:
+    options = {name: name in kind.split() for name in ("corrects", "ahead", "inner")}
+    run, truth, _ = watch(lambda params: AnyAdam(params, decay=decay, **options), logdir)
+    assert not told(run)
+    np.testing.assert_allclose(run.table("update_norm").values[-3:], truth.table("moved")[-3:], rtol=1e-4)
+    assert np.isfinite(run.table("rms_ratio").values[-3:]).all()
 
 
 def test_a_subclass_with_another_update_is_found_out_and_told_once(logdir: Path) -> None:

@@ -155,7 +155,8 @@ def _step(
     truth.dot.append([float((b * m).sum()) for b, m in zip(before, moved, strict=True)])
     truth.weight.append([norm(b) for b in before])
     truth.grad.append([norm(g) for g in grads])
-    states = [optimizer.state.get(p, {}) for p in parameters]
+    kept = [optimizer.state.get(p) for p in parameters]
+    states: list[dict[str, Any]] = [state if isinstance(state, dict) else {} for state in kept]
     first = [s.get("exp_avg", s.get("m")) for s in states]
     truth.first.append([norm(m) if type(m) is Tensor else np.nan for m in first])  # a subclass may hold eight bits
     if entry.second is not None:

@@ -11,11 +11,13 @@ from torch import Tensor, optim
 
 from tests.optimizers.handmade import (
     AmbivalentAdam,
+    BareState,
     BoundedAdamW,
     CourseAdamW,
     FaithfulAdamW,
     HandLion,
     HuggingFaceAdamW,
+    OddMoments,
     PlainAdam,
     SignDescent,
     Stranger,
@@ -100,6 +102,8 @@ _HANDMADE: dict[str, Entry] = {
     "two moments and an update upwards": Entry(AmbivalentAdam),
     "Lion by hand": Entry(HandLion),
     "no state": Entry(SignDescent),
+    "state without keys": Entry(BareState),
+    "moments that are none": Entry(OddMoments),
     "no rate, odd state, gradient as scratch space": Entry(Stranger),
 }
 
