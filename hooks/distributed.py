@@ -72,7 +72,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor | None:
     own = getattr(tensor, "_local_tensor", tensor)
     if hasattr(own, "elem") and hasattr(own, "completed"):  # AsyncCollectiveTensor
         own = own.elem if own.completed else None
-    return own  # type: ignore[no-any-return]
+    return own
 
 
 def local_like(tensor: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor | None:

@@ -15,6 +15,7 @@ import pytest
 import stabkit
 
 Run = Callable[..., str]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture
@@ -125,3 +126,21 @@ def test_llama_sizes_are_what_they_are_called(examples: Path, run: Run) -> None:
     count += "for size in llama.SIZES.values(): print(sum(p.numel() for p in llama.Llama(*size, tied=False).parameters()))"
     counts = [int(line) for line in run("-c", count, examples).split()]
     assert counts == pytest.approx([1e6, 10e6, 100e6], rel=0.1)
+
+
+def test_ddp_under_torchrun_names_the_rank_with_the_bad_batch(examples: Path, run: Run, tmp_path: Path) -> None:
+    printed = run(*TORCHRUN, examples / "ddp.py", "--bad-rank", 1)
+    assert "60 steps of 2 processes" in printed and "it began on rank 1 alone" in printed
+    logdir = tmp_path / "runs/ddp"
+    assert len(list(logdir.glob("events.out.tfevents*"))) == 1, "rank 0 alone writes for TensorBoard"
+    log = stabkit.load(logdir)
+    assert log.notes == () and log.facts["world_size"] == 2 and sorted(log.ranks) == [0, 1]
+
+
+@pytest.mark.slow
+def test_ddp_with_shards_under_torchrun(examples: Path, run: Run, tmp_path: Path) -> None:
+    printed = run(*TORCHRUN, examples / "ddp.py", "--shard", "--steps", 20)
+    assert "20 steps of 2 processes" in printed
+    log = stabkit.load(tmp_path / "runs/ddp")
+    assert log.has("grad_norm") and log.has("update_ratio", "tensor")
+    assert [event["what"] for event in log.events if event["event"] == "not_shown"] == ["norms in TensorBoard"]

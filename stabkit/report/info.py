@@ -65,7 +65,18 @@ def _recorder(run: RunLog, console: Console) -> None:
     autocast = [f"autocast {event.get('dtype')} from step {event.get('step')}" for event in _events(run, "autocast")]
     _labelled("precision", ", ".join([str(facts.get("precision", "")), *autocast]).strip(", "), console)
     _labelled("planned", count(facts["total_steps"], "step") if facts.get("total_steps") else "", console)
+    _labelled("processes", _processes(run), console)
     _labelled("updates", "measured from a copy of the weights" if facts.get("exact_updates") else "", console)
+
+
+def _processes(run: RunLog) -> str:
+    """How many took part, and which ended before the others."""
+    if not run.ranks:
+        return ""
+    last = {rank: int(np.max(streams[0].steps, initial=0)) if streams else 0 for rank, streams in run.ranks.items()}
+    early = [f"rank {rank} ended at step {step}" for rank, step in last.items() if step < max(last.values())]
+    shown = ", ".join(early[:4]) + (f" and {len(early) - 4} more" if len(early) > 4 else "")
+    return f"{len(last)} with a log" + (f"; {shown}" if early else f", all as far as step {max(last.values())}")
 
 
 def _when(run: RunLog) -> str:

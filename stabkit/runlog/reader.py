@@ -84,7 +84,7 @@ def _together(logs: Mapping[int, RunLog], parts: Mapping[int, list[Part]], notes
         notes += _prefixed(remarks, several)
     for rank, run in logs.items():
         notes += _prefixed(run.notes, f"rank {rank}: ")
-    scalars = {name: points for run in reversed(logs.values()) for name, points in run.scalars.items()}
+    scalars = {name: points for run in reversed(list(logs.values())) for name, points in run.scalars.items()}
     return replace(
         logs[lowest],
         streams=tuple(streams) or logs[lowest].streams,
@@ -120,6 +120,10 @@ class _Rank:
         self._events, event_notes = read_lines(directory / "events.jsonl", sizes.get("events.jsonl", 0))
         self._scalars, scalar_notes = read_lines(directory / "scalars.jsonl", sizes.get("scalars.jsonl", 0))
         self._recorded = [_Recorded(directory, i, self.manifest) for i in range(_optimizers(directory, self.manifest))]
+        if any(one.unknown_layout for one in self._recorded):  # of a live run: it has been noted since, before its records
+            self.manifest = read_manifest(directory)
+            for index, one in enumerate(self._recorded):
+                one.layouts = self.manifest.layouts.get(index, [])
         self.notes = [*self.manifest.notes, *event_notes, *scalar_notes, *(n for one in self._recorded for n in one.notes)]
 
     @property
@@ -160,6 +164,11 @@ class _Recorded:
         self.tensors, notes = read_segments(folder, "tensors")
         self.steps, more = read_segments(folder, "steps")
         self.notes = [*more, *notes]
+
+    @property
+    def unknown_layout(self) -> bool:
+        """Whether a record has a layout that run.json did not know."""
+        return any(int(np.max(segment["layout"], initial=-1)) >= len(self.layouts) for segment in self.tensors)
 
     @property
     def last_attempt(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -153,7 +154,7 @@ class RunWriter:
             return
         failures = []
         streams, lines = self._streams.values(), self._lines.values()
-        told = partial(self._line, "events.jsonl", {"event": "close", "error": error})
+        told: Callable[[], None] = partial(self._line, "events.jsonl", {"event": "close", "error": error})
         for act in (told, *(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
             try:
                 act()

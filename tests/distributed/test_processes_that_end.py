@@ -1,11 +1,9 @@
-"""Processes as they are started and as they end: torchrun, a rank that is killed, a second job in the same directory."""
+"""Processes that end and jobs that begin: a rank that is killed, a second job in the same directory."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from distributed_training import be_rank, free_port, optimizer_of, plain_model, train
-from test_ddp import no_faults
 from torch.nn.parallel import DistributedDataParallel
 
 import stabkit
@@ -47,36 +44,6 @@ def test_a_killed_rank_leaves_its_steps_and_all_of_the_others(processes: Any, lo
     assert np.isfinite(run.by_rank("loss").values).all() and np.isfinite(run.series("grad_norm").values).all()
     assert [note for note in run.notes if note.startswith(f"rank 1 ended after step {LAST} without closing its log")]
     assert not [note for note in run.notes if "rank 0" in note]
-
-
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-import torch.distributed
-from torch.nn.parallel import DistributedDataParallel
-from distributed_training import optimizer_of, plain_model, train
-torch.distributed.init_process_group("gloo")
-rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-model = DistributedDataParallel(plain_model(unused=False))
-train(model, optimizer_of(model), {logdir!r}, rank, world, tensorboard=True)
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_under_torchrun(root: Path, logdir: Path, tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), logdir=str(logdir)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in logdir.iterdir() if not path.name.startswith((".", "events"))) == [
-        "rank00000", "rank00001",
-    ]  # fmt: skip
-    assert len(list(logdir.glob("events.out.tfevents*"))) == 1, "rank 0 alone writes for TensorBoard"
-    run = stabkit.load(logdir)
-    no_faults(run)
-    assert run.facts["world_size"] == 2 and run.by_rank("loss").tensors == ("rank0", "rank1")
 
 
 def second_job(rank: int, logdir: str) -> str:

@@ -67,3 +67,12 @@ def test_attempts_resumes_faults_and_damage(draw: Any) -> None:
 def test_a_log_without_a_step(draw: Any) -> None:
     text = draw(info, [RunLog(streams=(Stream(np.empty(0, np.int64)),))], 0)
     assert "\nsteps         no steps\n" in text
+
+
+def test_how_many_processes_and_which_ended_early(draw: Any) -> None:
+    streams = [Stream(np.arange(1, last + 1), {"loss": np.ones(last)}) for last in (9, 4)]
+    run = RunLog(streams=(streams[0],), ranks={rank: (stream,) for rank, stream in enumerate(streams)})
+    assert "\nprocesses     2 with a log; rank 1 ended at step 4\n" in draw(info, [run], 0)
+    whole = RunLog(streams=(streams[0],), ranks={0: (streams[0],), 1: (streams[0],)})
+    assert "\nprocesses     2 with a log, all as far as step 9\n" in draw(info, [whole], 0)
+    assert "processes" not in draw(info, [RunLog(streams=(streams[0],))], 0)
