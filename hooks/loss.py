@@ -62,7 +62,7 @@ class Root:
 
     Attributes:
         value: Its value, copied at once (the user may overwrite it in place a line later); None where it is no scalar
-            on the CPU.
+            that can be had.
         operations: Names of the first nodes of its graph: what kind of loss it is.
         factors: Numbers it was multiplied by, or divided by (True), at the very end.
         items: How many numbers were added up for it, such as the losses of tokens, as factors; none for a mean.
