@@ -1,7 +1,7 @@
-"""The way from a device, walked on the CPU: every tensor counts as out of reach, and what is sent for takes three polls to come.
+"""The way from a device, walked on the CPU: every tensor is out of reach, and what is sent for takes three polls to come.
 
-That is not a GPU, and proves nothing about streams or events; those are tested in tests/cuda where there is one. It proves that
-nothing is read on the way, that a record waits and the training does not, and that in the end the log is the same.
+That is no GPU, and proves nothing about streams or events: see test_cuda.py. It proves that a record waits and the training
+does not, that nothing is read on the way, and that in the end the log is the same.
 """
 
 from __future__ import annotations

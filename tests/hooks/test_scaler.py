@@ -1,4 +1,4 @@
-"""GradScaler, every case on the CPU: fused or not, unscale_ or not, clipping or not, overflow or not.
+"""GradScaler, every case on the CPU, and on a GPU where there is one: fused or not, unscale_ or not, clipping or not, overflow or not.
 
 The oracle divides by the scale itself, right after backward, and follows clipping by hand; it knows nothing of stabkit. fused
 AdamW with a CPU GradScaler takes the same path as on a GPU: the kernel unscales, and skips inside the step.
@@ -51,21 +51,21 @@ def rms(g: torch.Tensor, v: torch.Tensor, count: float) -> float:
 
 
 def train(
-    logdir: Path | None, implementation: str, unscale: bool, clip: bool, overflow: bool, scaler: Any = None
+    logdir: Path | None, implementation: str, unscale: bool, clip: bool, overflow: bool, scaler: Any = None, device: str = "cpu"
 ) -> tuple[Truth, dict[str, torch.Tensor], Any]:
     """Eight steps with a GradScaler; the truth, the weights, and what else must not change."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(device)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1, **IMPLEMENTATIONS[implementation])
-    scaler = scaler or GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
+    scaler = scaler or GradScaler(device, init_scale=2.0**16, growth_interval=3)
     truth = Truth()
     generator = torch.Generator().manual_seed(1)
 
     def loop() -> None:
         for step in range(1, STEPS + 1):
             x, y = torch.randn(5, 6, generator=generator), torch.randint(3, (5,), generator=generator)
-            loss = nn.functional.cross_entropy(model(x), y)
+            loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
             if overflow and step == OVERFLOW_AT:
                 loss = loss * 1e36  # finite, and so is its gradient; times the scale it is not
             optimizer.zero_grad()
@@ -124,8 +124,21 @@ CASES = [
 
 @pytest.mark.parametrize(("implementation", "unscale", "clip", "overflow"), CASES)
 def test_what_is_recorded_is_true(tmp_path: Path, implementation: str, unscale: bool, clip: bool, overflow: bool) -> None:
-    truth, watched, others = train(tmp_path / "run", implementation, unscale, clip, overflow)
-    _, bare, bare_others = train(None, implementation, unscale, clip, overflow)
+    assert_true(tmp_path, implementation, unscale, clip, overflow, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("implementation", "unscale", "clip", "overflow"), CASES)
+def test_what_is_recorded_on_a_gpu_is_true(
+    tmp_path: Path, implementation: str, unscale: bool, clip: bool, overflow: bool
+) -> None:
+    assert_true(tmp_path, implementation, unscale, clip, overflow, "cuda")
+
+
+def assert_true(tmp_path: Path, implementation: str, unscale: bool, clip: bool, overflow: bool, device: str) -> None:
+    """One row of the table."""
+    truth, watched, others = train(tmp_path / "run", implementation, unscale, clip, overflow, device=device)
+    _, bare, bare_others = train(None, implementation, unscale, clip, overflow, device=device)
     for name in bare:
         assert torch.equal(watched[name].nan_to_num(7.0), bare[name].nan_to_num(7.0)), name
     assert others[0] == bare_others[0] and torch.equal(others[1], bare_others[1])
