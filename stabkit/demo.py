@@ -160,12 +160,15 @@ def train(recipe: Recipe, logdir: Path | None, on_step: Callable[[int, float], N
     """
     torch.manual_seed(recipe.seed)
     model, data = GPT(), batches(standard_library_text(), recipe)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=0.1, fused=True)
+    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) is wanted] for wanted in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)
     losses = []
 
     def loop() -> None:
         for step in range(1, recipe.steps + 1):
-            optimizer.param_groups[0]["lr"] = recipe.rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step)
             inputs, targets = next(data)
             loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
             optimizer.zero_grad()

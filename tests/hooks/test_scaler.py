@@ -1,4 +1,4 @@
-"""GradScaler, every case on the CPU, and on a GPU where there is one: fused or not, unscale_ or not, clipping or not, overflow or not.
+"""GradScaler, every case, on the CPU and where there is one on a GPU: fused or not, unscaled or not, clipped or not, overflow.
 
 The oracle divides by the scale itself, right after backward, and follows clipping by hand; it knows nothing of stabkit. fused
 AdamW with a CPU GradScaler takes the same path as on a GPU: the kernel unscales, and skips inside the step.
