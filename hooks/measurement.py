@@ -13,8 +13,10 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.bits import Bits
 from stabkit.hooks.gradients import GradientLedger
-from stabkit.hooks.optimizer import Roster, group_values, states_of, steps_of
+from stabkit.hooks.momentum import momentum_before
+from stabkit.hooks.optimizer import group_values, states_of, steps_of
 from stabkit.hooks.probe import Probe
+from stabkit.hooks.roster import Roster
 from stabkit.hooks.statistics import (
     AFTER_COLUMNS,
     BEFORE_COLUMNS,
@@ -36,6 +38,7 @@ _PLACE = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
 _BEFORE = [_PLACE[name] for name in BEFORE_COLUMNS]
 _AFTER = [_PLACE[name] for name in AFTER_COLUMNS]
 _OF_GRADIENT = [_PLACE[name] for name in ("grad_used_sumsq", "grad_absmax", "grad_nonfinite", "grad_zeros")]
+_OF_MOMENTUM = [_PLACE[name] for name in ("momentum_dot", "momentum_sumsq")]
 _OF_WEIGHT = [_PLACE[name] for name in ("weight_absmax", "weight_nonfinite")]
 _OF_MOVE = [_PLACE[name] for name in ("applied_update_sumsq", "weight_update_dot")]
 _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight_update_dot")]
@@ -55,8 +58,7 @@ _SMALL = 0.1
 back from those after it, because the update was so much larger that rounding has wiped them out."""
 _LARGE_DECAY = 0.5
 """The same where a step takes away more than this share of the weights."""
-_DRAWN_OUT = 1e-3
-"""First moments before a step are not worked back from those after it where they were smaller than this by comparison."""
+
 
 
 def weights_now(optimizer: Optimizer, roster: Roster, batch: Batch) -> Array:
@@ -140,7 +142,7 @@ class Measurement:
         dense = [i for i in self.places if states[i].grad.layout is torch.strided]  # type: ignore[union-attr]
         if self._closure:
             for i in dense:
-                self._momentum_before(i, states[i], steps[i])
+                momentum_before(states[i], steps[i], self._batch, functools.partial(self._set, (i, _OF_MOMENTUM)))
         if self._derived:
             self._measure_derived(states, steps, dense)
         else:
@@ -252,27 +254,6 @@ class Measurement:
     def _unscale_gradients(self, carried_scale: float) -> None:
         self.columns[:, _PLACE["grad_used_sumsq"]] /= carried_scale**2
         self.columns[:, _PLACE["grad_absmax"]] /= carried_scale
-
-    def _momentum_before(self, i: int, state: TensorState, step: AdamStep) -> None:
-        """Σgm and Σm² with m from before the step, worked back from m after it; nothing where that would be all rounding."""
-        if state.exp_avg is None or state.exp_avg_sq is None or state.grad is None or step.count <= 1 or not step.beta1 > 0:
-            return
-        if step.weight_decay and not step.decoupled:  # m has taken in more than the gradient
-            return
-        grad, after = (
-            (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).to(torch.float64)
-            for t in (state.grad, state.exp_avg)
-        )
-        if step.maximize:
-            grad = -grad
-        before = (after - (1 - step.beta1) * grad) / step.beta1
-        sums = torch.stack([(grad * before).sum(), before.square().sum(), after.square().sum()])
-
-        def fill(values: Array) -> None:
-            if values[1] > _DRAWN_OUT**2 * values[2]:
-                self._set((i, [_PLACE["momentum_dot"], _PLACE["momentum_sumsq"]]), values[:2])
-
-        self._batch.then(sums, fill)
 
     def norm(self, column: str, places: Sequence[int] | None = None) -> float:
         """The root of a column's sum over the tensors, or over some of them; NaN where any lacks it."""

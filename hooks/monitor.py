@@ -5,41 +5,20 @@ from __future__ import annotations
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, distributed, loss, optimizer, precision, ring, scaler, schedule, zeroing
-from stabkit.hooks.adoption import EarlyRecorder, is_shell, replaces
-from stabkit.hooks.names import named_parameters, parameters_in, roles
-from stabkit.hooks.ownership import Ownership
-from stabkit.hooks.recorder import StepRecorder
+from stabkit.hooks import clip, dispatch, loss, optimizer, precision, ring, scaler, schedule, zeroing
+from stabkit.hooks.sink import Sink
 from stabkit.hooks.unfinished import Unfinished
 from stabkit.hooks.watched import Watched
-from stabkit.runlog import Layout, StepRecord
+from stabkit.hooks.watchlist import Watchlist
 
 __all__ = ["Monitor", "Sink"]
 
 _FAULTS_ALLOWED = 3
-
-
-class Sink(Protocol):
-    """Where a monitor's records go. Whatever a method raises is caught, noted, and after a few times the monitor stops."""
-
-    def layout(self, optimizer: int, layout: Layout) -> int:
-        """Announce the layout of an optimizer's records; returns the number to put into them."""
-
-    def attempt(self, optimizer: int, count: int) -> tuple[int, int]:
-        """An optimizer that has counted so many steps (-1: it keeps no count) is about to take its first, or has been given
-        another state since its last. Returns the attempt and the number of the step it is about to take.
-        """
-
-    def step(self, optimizer: int, record: StepRecord) -> None:
-        """Take a record."""
-
-    def event(self, event: str, **details: Any) -> None:
-        """Take a note about the run."""
 
 
 class Monitor:
@@ -69,19 +48,9 @@ class Monitor:
     ) -> None:
         self.alive = True
         self.step = 0
-        self._model, self._sink, self._on_fault = model, sink, on_fault
-        self._every, self._exact_updates = every, exact_updates
-        self._names, self._roles = named_parameters(model), roles(model)
-        self._pending = distributed.Pending(model)
-        self._watched: dict[int, Watched] = {}
+        self._sink, self._on_fault = sink, on_fault
+        self._watchlist = Watchlist(model, optimizers, every, exact_updates, self._note)
         self._guards = 0  # calls of GradScaler.step in progress
-        self._adopts = not optimizers
-        self._early = EarlyRecorder(parameters_in(model), self._pending) if self._adopts else None
-        self._replaced: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        for o in optimizers:
-            found = optimizer.unwrap(o)
-            self._watch(found, StepRecorder(found, every, exact_updates, self._pending))
-        self._ownership = Ownership(parameters_in(model), self._names)
         self._schedulers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._roots: list[loss.Root] = []
         self._scaling = scaler.Scaling()
@@ -96,15 +65,12 @@ class Monitor:
     def detach(self) -> None:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
-        for watched in self._watched.values():
+        for watched in self._watchlist:
             self._deliver(watched, last=True)
             self._tell_unused(watched, last=True)
-        ring.release()
-        self._watched.clear()
-        self._ownership = Ownership((), {})
+        self._watchlist.let_go()
         self._scaling = scaler.Scaling()
-        self._model = self._early = None
-        self._pending = distributed.Pending({})
+        ring.release()
 
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
@@ -122,8 +88,7 @@ class Monitor:
 
     def owns_parameters(self) -> bool:
         """Whether the optimizers hold at least one parameter of the model; True while one is still to be adopted."""
-        held = {id(p) for w in self._watched.values() for p in w.recorder.parameters}
-        return self._adopts or bool(held & set(self._names))
+        return self._watchlist.owns_parameters()
 
     def receive(self, event: str, *details: Any) -> None:
         """Handle an event of a recorder (see `dispatch.notify`)."""
@@ -132,7 +97,7 @@ class Monitor:
     def fault(self, event: str, error: Exception) -> None:
         """Note a failure of our own; after a few in a row, stop watching. Training goes on either way."""
         if event != "step_end":  # there the gap is behind us
-            for recorder in self._recorders():
+            for recorder in self._watchlist.recorders():
                 recorder.spoiled = True
         self._faults += not isinstance(error, OSError)  # a full disk may have room again later
         self.alive = self._faults < _FAULTS_ALLOWED
@@ -155,18 +120,14 @@ class Monitor:
         except Exception:  # the fault may be that the disk is full
             pass
 
-    def _recorders(self) -> list[StepRecorder]:
-        found = [watched.recorder for watched in self._watched.values()]
-        return [*found, self._early] if self._early and self._early.awake else found
-
     def _on_backward_begin(self, roots: Any) -> None:
         self._roots = []
-        for recorder in self._recorders():
+        for recorder in self._watchlist.recorders():
             recorder.backward_begin()
         self._roots = self._scaling.unscaled(roots)
 
     def _on_backward_end(self, finished: bool) -> None:
-        for recorder in self._recorders():
+        for recorder in self._watchlist.recorders():
             recorder.backward_end(self._roots, finished, self._scaling.scale)
         self._roots = []
 
@@ -175,13 +136,13 @@ class Monitor:
 
     def _on_scaler_step_begin(self, stepping: Any) -> None:
         self._guards += 1
-        watched = self._find(optimizer.unwrap(stepping))
+        watched = self._watchlist.find(stepping)
         if watched is not None:
             watched.stepped = False
 
     def _on_scaler_step_end(self, stepping: Any, finished: bool) -> None:
         passed_over = optimizer.unwrap(stepping)
-        watched = self._watched.get(id(passed_over))
+        watched = self._watchlist.known(passed_over)
         try:
             if watched is not None and finished and not watched.stepped:  # the scaler found an overflow and did not call it
                 self._on_step_begin(passed_over, False)
@@ -190,19 +151,19 @@ class Monitor:
             self._guards = max(0, self._guards - 1)
 
     def _on_scaler_updated(self) -> None:
-        for recorder in self._recorders():
+        for recorder in self._watchlist.recorders():
             recorder.wiring.scaler_updated()
 
     def _on_scaler_refused(self, stepping: Any) -> None:
-        watched = self._watched.get(id(optimizer.unwrap(stepping)))
+        watched = self._watchlist.known(stepping)
         if watched is not None and not watched.refused and watched.recorder.begun:
             watched.refused = True
             self._note("refused", optimizer=watched.index, step=watched.step)
 
     def _on_scheduler_step(self, scheduler: Any) -> None:
         scheduled = optimizer.unwrap(scheduler.optimizer)
-        watched = self._watched.get(id(scheduled))
-        recorder = watched.recorder if watched else self._early
+        watched = self._watchlist.known(scheduled)
+        recorder = watched.recorder if watched else self._watchlist.early
         if recorder is not None:
             recorder.wiring.scheduled()
         if scheduler not in self._schedulers:
@@ -212,23 +173,23 @@ class Monitor:
                        last_epoch=epoch, rate=rate, step=watched.step if watched else 0)  # fmt: skip
 
     def _on_unscale_begin(self, stepping: Any) -> None:
-        if watched := self._find(optimizer.unwrap(stepping)):
+        if watched := self._watchlist.find(stepping):
             watched.recorder.unscale_begin()
 
     def _on_unscale_end(self, stepping: Any) -> None:
-        if watched := self._watched.get(id(optimizer.unwrap(stepping))):
+        if watched := self._watchlist.known(stepping):
             watched.recorder.unscale_end()
 
     def _on_clip_begin(self, call: clip.ClipCall) -> None:
-        for recorder in self._recorders():
-            recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer, self._watched))
+        for recorder in self._watchlist.recorders():
+            recorder.clip_begin(call, self._scaling.still_on(recorder.optimizer, self._watchlist.ids()))
 
     def _on_clip_end(self, call: clip.ClipCall) -> None:
-        for recorder in self._recorders():
+        for recorder in self._watchlist.recorders():
             recorder.clip_end(call)
 
     def _on_zeroed(self, owner: Any, parameters: Callable[[Any], Iterable[torch.Tensor]]) -> None:
-        for recorder in self._recorders():
+        for recorder in self._watchlist.recorders():
             recorder.zeroed(parameters(owner))
 
     def _on_captured(self) -> None:
@@ -244,8 +205,8 @@ class Monitor:
             self._sink.event("autocast", dtype=dtype, step=self.step)
 
     def _on_step_begin(self, stepping: Optimizer, closure: bool) -> None:
-        watched = self._find(stepping)
-        self._ownership.stepping(stepping)
+        watched = self._watchlist.find(stepping)
+        self._watchlist.ownership.stepping(stepping)
         if watched is None:
             return
         watched.stepped = True
@@ -263,11 +224,11 @@ class Monitor:
         if watched.index == 0:
             self.step = watched.step
         watched.reach.look(watched.recorder.parameters)
-        unguarded = None if self._guards else self._scaling.still_on(stepping, self._watched)
+        unguarded = None if self._guards else self._scaling.still_on(stepping, self._watchlist.ids())
         watched.recorder.step_begin(watched.step, closure, unguarded)
 
     def _on_step_end(self, stepping: Optimizer, skipped: bool = False) -> None:
-        watched = self._watched.get(id(stepping))
+        watched = self._watchlist.known(stepping)
         if watched is None:
             return
         recorder = watched.recorder
@@ -298,10 +259,10 @@ class Monitor:
 
     def _tell_unused(self, watched: Watched, last: bool = False) -> None:
         """Parameters of the model that no optimizer holds, and parameters of the optimizer that no gradient reaches."""
-        orphans = self._ownership.orphans(self.step, last)
+        orphans = self._watchlist.ownership.orphans(self.step, last)
         if orphans:
             self._note("orphans", parameters=orphans[:20], count=len(orphans), step=self.step)
-        unreached = watched.unreached(self._names, last)
+        unreached = self._watchlist.unreached(watched, last)
         if unreached:
             self._note("unreached", optimizer=watched.index, parameters=unreached[:20], count=len(unreached), step=watched.step)
 
@@ -309,52 +270,15 @@ class Monitor:
         trust = watched.recorder.trust
         if trust.news is not None:
             (why, place), trust.news = trust.news, None
-            parameter = watched.recorder.parameters[watched.recorder.roster.owners[place]]
-            name = self._names.get(id(parameter), (f"parameter {place}",))[0]
+            name = self._watchlist.name_of(watched, place)
             self._note("update-measured", optimizer=watched.index, why=why, tensor=name, step=watched.step)
 
     def _lay_out(self, watched: Watched, stepping: Optimizer) -> None:
-        self._names, self._roles = named_parameters(self._model), roles(self._model)
-        missing = watched.recorder.trust.missing(self._exact_updates)
-        flat = distributed.held_of(self._model)
-        layout = optimizer.layout_of(stepping, self._names, self._roles, watched.index, missing, flat)
-        watched.layout = self._sink.layout(watched.index, layout)
         if watched.laid_out is None and schedule.attached(stepping):
             self._note("scheduled", optimizer=watched.index)
-        watched.laid_out = watched.recorder.roster
-        watched.laid_out.sharded = any(tensor.shards > 1 for tensor in layout.tensors)
-        self._ownership.hold(watched.recorder.parameters)
-        if not watched.laid_out.readable:
+        watched.layout = self._sink.layout(watched.index, self._watchlist.layout(watched))
+        if not watched.recorder.roster.readable:
             kinds = sorted({p.device.type for p in watched.recorder.parameters} - {"cpu", "cuda"})
             self._note("unmeasured", optimizer=watched.index, why=f"parameters on {', '.join(kinds)}", step=self.step)
             self._tell(f"parameters lie on {', '.join(kinds)}, where this version measures no tensors; loss, rates and step "
                        "counts are recorded")  # fmt: skip
-
-    def _find(self, stepping: Optimizer) -> Watched | None:
-        found = self._watched.get(id(stepping))
-        if found is not None or is_shell(stepping):
-            return found
-        parameters = optimizer.parameters_of(stepping)
-        earlier = next((w for w in self._watched.values() if replaces(parameters, w.recorder.parameters)), None)
-        if earlier is not None or (self._adopts and any(id(p) in self._names for p in parameters)):
-            return self._adopt(stepping, earlier)
-        return None
-
-    def _adopt(self, found: Optimizer, earlier: Watched | None) -> Watched:
-        """Watch an optimizer from now on, in the place of the one it was made to replace; what was seen before is its own."""
-        recorder = StepRecorder(found, self._every, self._exact_updates, self._pending)
-        if self._early is not None and self._early.awake:
-            self._early.hand_over(recorder, [*(w.recorder for w in self._watched.values()), recorder])
-        elif earlier is not None:
-            recorder.take_over(earlier.recorder)
-        if earlier is None or found in self._replaced:  # one that steps again after all was not replaced: they take turns
-            return self._watch(found, recorder)
-        del self._watched[id(earlier.recorder.optimizer)]  # its moments must not live longer than the user wants
-        self._replaced.add(earlier.recorder.optimizer)
-        self._note("replaced", optimizer=earlier.index, by=type(found).__name__, step=self.step)
-        self._watched[id(found)] = Watched(earlier.index, recorder)
-        self._watched = dict(sorted(self._watched.items(), key=lambda item: item[1].index))
-        return self._watched[id(found)]
-
-    def _watch(self, found: Optimizer, recorder: StepRecorder) -> Watched:
-        return self._watched.setdefault(id(found), Watched(len(self._watched), recorder))

@@ -8,40 +8,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from stabkit.hooks.dispatch import Undo, notify
-from stabkit.hooks.distributed import Held, cuts, held, is_plain, local, local_like, rank_and_world
+from stabkit.hooks.distributed import Held, held, rank_and_world
 from stabkit.hooks.formula import Moments, Variant
 from stabkit.hooks.names import in_flat, role_of
+from stabkit.hooks.roster import Roster
 from stabkit.hooks.schedule import group_of
 from stabkit.hooks.statistics import AdamStep, TensorState
-from stabkit.hooks.transfer import Number, host_number, on_host
-from stabkit.metric import Array
+from stabkit.hooks.transfer import on_host
 from stabkit.runlog import Group, Layout, TensorInfo
 
 __all__ = [
-    "Roster",
-    "StepCount",
-    "counts_of",
     "group_values",
     "install",
     "layout_of",
     "names_of",
-    "parameters_of",
     "states_of",
     "steps_of",
     "unwrap",
 ]
 
 _NOWHERE: Mapping[int, tuple[Held, ...]] = {}
-_ONE = [None]
 _NOTHING: Mapping[str, Any] = {}
 _OPTIONS = ("amsgrad", "maximize", "decoupled_weight_decay")
 
@@ -97,144 +90,6 @@ def unwrap(optimizer: Any) -> Any:
             break
         optimizer = inner
     return optimizer
-
-
-def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    """Every parameter of every group, in order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-class Roster:
-    """The parameters of an optimizer with what seldom changes about them.
-
-    Attributes:
-        parameters: Every parameter of every group, in order.
-        owners: The place of the parameter of each tensor: its own, but for the tensors of a flat parameter of FSDP1.
-        lengths: The number of tensors of each group.
-        trainable: Whether each parameter asks for a gradient.
-        groups: The group of each tensor.
-        readable: Whether all of them lie where tensors are measured: on the CPU or on a CUDA device.
-        coarse: Places of the tensors of 16 bits, whose updates may be rounded away.
-        squares: Of each tensor the sum of squares when last measured, NaN before.
-        plain: Whether each parameter is an ordinary tensor, and one tensor.
-        sharded: Whether this process holds a part of any tensor only.
-    """
-
-    sharded = False
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.parameters = parameters_of(optimizer)
-        self._counts = [len(group["params"]) for group in optimizer.param_groups]
-        self._cuts = {i: found for i, p in enumerate(self.parameters) if (found := cuts(p)) is not None}
-        many = [len(self._cuts.get(i, _ONE)) for i in range(len(self.parameters))]
-        self.owners: list[int] = np.repeat(np.arange(len(many)), many).tolist()
-        ends = np.cumsum([0, *self._counts])
-        self.lengths = [sum(many[begin:end]) for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
-        self.plain = not self._cuts and all(is_plain(p) for p in self.parameters)
-        self.trainable = [p.requires_grad for p in self.parameters]
-        self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        self.readable = all(p.is_cpu or p.is_cuda for p in self.parameters)
-        self.coarse = [i for i, at in enumerate(self.owners) if self.parameters[at].dtype in (torch.bfloat16, torch.float16)]
-        self.squares: Array = np.full(len(self.owners), np.nan)
-
-    @cached_property
-    def sizes(self) -> Array:
-        """The number of elements held here of each tensor, asked for when they step: a lazy layer's have none before."""
-        return np.array([state.param.numel() for state in self.held(self.bare())], dtype=np.float64)
-
-    def holds(self, optimizer: Optimizer) -> bool:
-        """Whether it is still true."""
-        groups = optimizer.param_groups
-        return [len(group["params"]) for group in groups] == self._counts and all(
-            a is b and a.requires_grad is trainable
-            for a, b, trainable in zip(parameters_of(optimizer), self.parameters, self.trainable, strict=True)
-        )
-
-
-    def bare(self) -> list[TensorState]:
-        """The parameters with nothing that belongs to them."""
-        return [TensorState(p, None, None, None) for p in self.parameters]
-
-    def held(self, states: list[TensorState]) -> list[TensorState]:
-        """What this process holds of each tensor, from the states of the parameters: mostly the very same.
-
-        Of a sharded parameter that is its local shard, of a flat one a view for each of the tensors in it.
-        """
-        if self.plain:
-            return states
-        found: list[TensorState] = []
-        for i, state in enumerate(states):
-            p, shard = state.param, local(state.param)
-            belongings = [local_like(t, p) for t in (state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq)]
-            for cut in self._cuts.get(i, _ONE):
-                found.append(TensorState(*(t if cut is None or t is None else t[cut] for t in (shard, *belongings))))  # type: ignore[arg-type]
-                found[-1].count = state.count
-        return found
-
-    def unread(self) -> list[int]:
-        """Places of the tensors that have a gradient which cannot be read here."""
-        if self.plain:
-            return []
-        missing = {i for i, p in enumerate(self.parameters) if p.grad is not None and local_like(p.grad, p) is None}
-        return [row for row, i in enumerate(self.owners) if i in missing]
-
-
-def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
-    """The optimizer's own count of steps of each parameter: 0 before the first, -1 where it keeps none."""
-    if not optimizer.state:
-        return [0.0] * len(parameters)
-    state_of: Callable[..., Any] = optimizer.state.get
-    return [_count(state_of(p, _NOTHING)) for p in parameters]
-
-
-def _count(state: Any) -> float:
-    if not isinstance(state, dict):  # a state written by hand may be the momentum itself
-        return -1.0
-    step = state.get("step")
-    if step is None:  # LBFGS keeps a step length under "t"
-        t = state.get("t")
-        step = t if isinstance(t, int) else -1
-    if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
-        own = local(step)
-        return host_number(own) if own is not None and on_host(own) and own.numel() == 1 else -1.0
-    return float(step) if isinstance(step, (int, float)) else -1.0
-
-
-def device_count(optimizer: Optimizer, counts: Sequence[float]) -> Number:
-    """The largest of the counts; where the optimizer keeps them on a device, that of its first tensor, still there."""
-    largest = max(counts, default=-1.0)
-    step = next(iter(optimizer.state.values()), {}).get("step") if largest < 0 else None
-    return step if isinstance(step, torch.Tensor) and step.numel() == 1 else largest
-
-
-class StepCount:
-    """Follows an optimizer's count, and notices where it was given another state."""
-
-    def __init__(self) -> None:
-        self._state: Any = None
-        self._first: Any = None
-        self._first_count = -1.0
-        self._count = -1
-
-    def read(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
-        """Read the count of every parameter."""
-        counts = counts_of(optimizer, parameters)
-        self._state = optimizer.state
-        self._first = next(iter(self._state.values()), None)
-        self._first_count = -1.0 if self._first is None else _count(self._first)
-        self._count = int(max(counts, default=-1))
-        return counts
-
-    def now(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> int:
-        """The largest count, 0 before the first step, -1 where the optimizer keeps none.
-
-        Everything is read again only where the state was replaced, or the count of its first tensor has changed.
-        """
-        first = next(iter(optimizer.state.values()), None)
-        known = first is not None and first is self._first and optimizer.state is self._state
-        if not known or first is None or _count(first) != self._first_count:
-            self.read(optimizer, parameters)
-        return self._count
 
 
 def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments: Moments | None) -> list[TensorState]:

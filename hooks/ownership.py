@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks.optimizer import parameters_of
+from stabkit.hooks.roster import parameters_of
 
 __all__ = ["Ownership"]
 

@@ -10,11 +10,13 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.clip import ClipCall
+from stabkit.hooks.counting import StepCount, device_count
 from stabkit.hooks.distributed import Pending
 from stabkit.hooks.gradients import GradientLedger, Signature, changed, signatures
 from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
-from stabkit.hooks.optimizer import Roster, StepCount, device_count, group_values
+from stabkit.hooks.optimizer import group_values
+from stabkit.hooks.roster import Roster
 from stabkit.hooks.scaler import carried_scale, found_inf
 from stabkit.hooks.transfer import Batch, Number
 from stabkit.hooks.trust import Trust

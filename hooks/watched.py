@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from stabkit.hooks import optimizer
 from stabkit.hooks.reach import Reach
 from stabkit.hooks.recorder import StepRecorder
+from stabkit.hooks.roster import Roster
 from stabkit.hooks.unfinished import Unfinished
 
 __all__ = ["Watched"]
@@ -20,7 +21,7 @@ class Watched:
         self.index = index
         self.recorder = recorder
         self.reach = Reach()
-        self.laid_out: optimizer.Roster | None = None  # the parameters that `layout` is about
+        self.laid_out: Roster | None = None  # the parameters that `layout` is about
         self.layout = -1
         self.attempt = -1
         self.step = 0

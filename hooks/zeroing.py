@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
-from stabkit.hooks.optimizer import parameters_of
+from stabkit.hooks.roster import parameters_of
 
 __all__ = ["install"]
 

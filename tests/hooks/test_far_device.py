@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import stabkit
-from stabkit.hooks import gradients, optimizer, ring, transfer
+from stabkit.hooks import counting, gradients, optimizer, ring, transfer
 from stabkit.hooks.statistics import cpu, reference
 from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
 
@@ -45,7 +45,7 @@ class SlowFlight:
 
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (transfer, gradients, optimizer, reference):
+    for module in (transfer, gradients, counting, optimizer, reference):
         monkeypatch.setattr(module, "on_host", lambda tensor: False)
     monkeypatch.setattr(ring, "carries", lambda tensor: True)
     monkeypatch.setattr(ring, "depart", SlowFlight)

@@ -135,9 +135,9 @@ def test_a_writer_that_fails(watching: Any, monkeypatch: Any, method: str, error
 
 @pytest.mark.parametrize("broken", ["named_parameters", "attach"])
 def test_a_monitor_that_cannot_even_begin(watching: Any, monkeypatch: Any, broken: str) -> None:
-    import stabkit.hooks.monitor as module
+    from stabkit.hooks import monitor, watchlist
 
-    target = module.Monitor if broken == "attach" else module
+    target = monitor.Monitor if broken == "attach" else watchlist
     monkeypatch.setattr(target, broken, fail(ValueError("a bug")))
     model, optimizer = make()
     with warnings_counted(1), watching(model, optimizer) as watch:

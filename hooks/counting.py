@@ -1,0 +1,74 @@
+"""An optimizer's own count of its steps, and what a change of it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from stabkit.hooks.distributed import local
+from stabkit.hooks.transfer import Number, host_number, on_host
+
+__all__ = ["StepCount", "counts_of", "device_count"]
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
+    """The optimizer's own count of steps of each parameter: 0 before the first, -1 where it keeps none."""
+    if not optimizer.state:
+        return [0.0] * len(parameters)
+    state_of: Callable[..., Any] = optimizer.state.get
+    return [_count(state_of(p, _NOTHING)) for p in parameters]
+
+
+def _count(state: Any) -> float:
+    if not isinstance(state, dict):  # a state written by hand may be the momentum itself
+        return -1.0
+    step = state.get("step")
+    if step is None:  # LBFGS keeps a step length under "t"
+        t = state.get("t")
+        step = t if isinstance(t, int) else -1
+    if isinstance(step, torch.Tensor):  # reading it on a device would make the training wait
+        own = local(step)
+        return host_number(own) if own is not None and on_host(own) and own.numel() == 1 else -1.0
+    return float(step) if isinstance(step, (int, float)) else -1.0
+
+
+def device_count(optimizer: Optimizer, counts: Sequence[float]) -> Number:
+    """The largest of the counts; where the optimizer keeps them on a device, that of its first tensor, still there."""
+    largest = max(counts, default=-1.0)
+    step = next(iter(optimizer.state.values()), {}).get("step") if largest < 0 else None
+    return step if isinstance(step, torch.Tensor) and step.numel() == 1 else largest
+
+
+class StepCount:
+    """Follows an optimizer's count, and notices where it was given another state."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self._first: Any = None
+        self._first_count = -1.0
+        self._count = -1
+
+    def read(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
+        """Read the count of every parameter."""
+        counts = counts_of(optimizer, parameters)
+        self._state = optimizer.state
+        self._first = next(iter(self._state.values()), None)
+        self._first_count = -1.0 if self._first is None else _count(self._first)
+        self._count = int(max(counts, default=-1))
+        return counts
+
+    def now(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> int:
+        """The largest count, 0 before the first step, -1 where the optimizer keeps none.
+
+        Everything is read again only where the state was replaced, or the count of its first tensor has changed.
+        """
+        first = next(iter(optimizer.state.values()), None)
+        known = first is not None and first is self._first and optimizer.state is self._state
+        if not known or first is None or _count(first) != self._first_count:
+            self.read(optimizer, parameters)
+        return self._count
