@@ -109,7 +109,7 @@ class BiasCorrectionOff:
             raise NotApplicable(f"the tensors of step {step} were not measured")
         known = [name for name in ("applied_update_norm", "update_norm") if run.has(name, "tensor")]
         if not known:
-            raise NotApplicable("the log has no update per tensor: record with stabkit.watch(..., exact_updates=True)")
+            raise NotApplicable("the log has no update per tensor")
         numel = np.array([max(t.numel, 1) for t in run.tensors], dtype=np.float64)
         none = np.zeros(len(numel))
         zeros = run.table("grad_zero_fraction").values[at] if run.has("grad_zero_fraction", "tensor") else none

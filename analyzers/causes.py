@@ -10,6 +10,7 @@ from stabkit.finding import Finding, Outcome, Severity
 __all__ = ["gather"]
 
 EXPLAINS: dict[str, frozenset[str]] = {
+    "SK421": frozenset({"SK101", "SK102"}),
     "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK301"}),
@@ -24,7 +25,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
 }
 """What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""
 
-ROOTS = ("SK101", "SK103", "SK102", "SK302", "SK402", "SK406")
+ROOTS = ("SK421", "SK101", "SK103", "SK102", "SK302", "SK402", "SK406")
 """Causes that stand before the others: they say why, the others what."""
 
 WITHIN = 50

@@ -41,7 +41,7 @@ class CoupledWeightDecay:
         stream = run.stream
         if not stream.optimizer:
             raise NotApplicable("the log does not name the optimizer")
-        if "decoupled_weight_decay" not in stream.options or "update_sumsq" in stream.missing:
+        if stream.optimizer not in ("Adam", "AdamW") or "decoupled_weight_decay" not in stream.options:
             raise NotApplicable(f"how {stream.optimizer} decays is not known")
         decay = known_max(run.table("weight_decay").values, axis=1)
         rows = np.flatnonzero(decay > 0)

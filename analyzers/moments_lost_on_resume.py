@@ -91,16 +91,15 @@ class MomentsLostOnResume:
         row, place = int(rows[0]), int(np.flatnonzero(moved)[0])
         name, beta2 = run.tensors[place].name, float(np.nanmax(np.append(run.stream.group_values["beta2"][0], 0.0)))
         memory = round(1 / (1 - beta2)) if 0 < beta2 < 1 else 1
-        last = min(memory, int(run.steps[-1]))
         yield found(
             RULE,
             message=f"step 1 starts from the weights of step {steps[row]} of the attempt before, but with new moments: the "
             "optimizer's state was not loaded",
             first_step=1,
-            last_step=last,
+            last_step=1,
             event_step=1,
             last_good_step=0,
-            state=State.ONGOING if last == run.steps[-1] else State.RECOVERED,
+            state=State.ONGOING if len(run.steps) == 1 else State.RECOVERED,
             evidence=(
                 Evidence(metric="weight_norm", observed=float(entry[place]), expected=float(norms[row, place]), step=1,
                          tensor=name, note=f"after step {steps[row]} of the attempt before"),

@@ -56,7 +56,7 @@ class SchedulerBeforeOptimizer:
             raise NotApplicable("ReduceLROnPlateau has no first value that could be skipped")
         skipped, used = scheduler.get("rate"), float(run.table("lr").values[0, 0])
         fresh = scheduler.get("step") == 0 and scheduler.get("last_epoch") == 0
-        if not (fresh and isinstance(skipped, (int, float)) and skipped > 0 and used != skipped):
+        if not (fresh and isinstance(skipped, (int, float)) and skipped > 0 and abs(used - skipped) > 0):
             return
         rows = np.flatnonzero(calls.all)[: self.thresholds.calls]
         steady = len(rows) == self.thresholds.calls and rows[0] == 0 and len(set(calls.all[rows].tolist())) == 1

@@ -24,7 +24,7 @@ _ELEMENTS = 4096
 _TOLERANCE = 1e-3
 """How far the predicted update may be from the true one, relative to its norm."""
 _ROUNDING = 1.0
-"""And, for the rounding of p in its own dtype, how many machine epsilons of the norm of p."""
+"""And, for the rounding of p in its own dtype, how many machine epsilons of the norm of p, before or after."""
 _TOO_COARSE = 10
 """An update smaller than this many times that rounding proves nothing: weights of 16 bits seldom do."""
 
@@ -105,7 +105,7 @@ class _Taken:
             moved = self.after - self.before
             told = np.isfinite(predicted) & np.isfinite(moved)
             size = max(_norm(moved[told]), _norm(predicted[told]))
-            coarse = _ROUNDING * self.rounding * _norm(self.before[told])
+            coarse = _ROUNDING * self.rounding * max(_norm(self.before[told]), _norm(self.after[told]))  # one may be all zeros
             if not size > _TOO_COARSE * coarse:
                 return math.nan
             return _norm((predicted - moved)[told]) / (_TOLERANCE * size + coarse) if possible else math.inf

@@ -13,7 +13,7 @@ from analyzer_runs import make_run
 from torch import nn
 
 import stabkit
-from stabkit.analyzers import ANALYZERS, judge
+from stabkit.analyzers import ANALYZERS, analyze, judge
 from stabkit.finding import Finding, Severity, State, Status
 from stabkit.runlog import RunLog, TensorInfo
 from tests.cases.wiring.parameters import HandWrittenAdam, Model, train
@@ -262,7 +262,17 @@ def test_a_checkpoint_from_the_middle_is_recognised(tmp_path: Path) -> None:
 
     finding = only("SK421", phases(tmp_path, saving, middle))
     assert "of step 12 of the attempt before" in finding.message
-    assert finding.state is State.ONGOING and "about 2000 steps" in finding.advice
+    assert finding.state is State.RECOVERED and "about 2000 steps" in finding.advice
+
+
+def test_lost_moments_explain_a_start_without_warmup(tmp_path: Path) -> None:
+    def fast(model: nn.Module, saved: Any) -> torch.optim.Optimizer:
+        if saved:
+            model.load_state_dict(saved[0])
+        return torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    (top,) = [f for f in analyze(phases(tmp_path, fast, fast)).findings if f.severity >= Severity.WARNING]
+    assert top.rule == "SK421" and "SK101" in {f.rule for f in top.consequences}
 
 
 def test_where_not_every_step_was_measured_no_match_is_no_proof(tmp_path: Path) -> None:
@@ -294,10 +304,10 @@ def test_betas_with_which_both_are_nearly_the_same_are_not_judged(tmp_path: Path
     assert outcome.status is Status.NOT_APPLICABLE and "betas" in outcome.reason
 
 
-def test_without_updates_it_says_what_would_record_them(tmp_path: Path) -> None:
+def test_it_needs_no_option(tmp_path: Path) -> None:
     model = model_of()
-    outcome = judge(RULES["SK105"], train(model, HandWrittenAdam(model.parameters(), corrects=False), tmp_path))
-    assert outcome.status is Status.NOT_APPLICABLE and "exact_updates=True" in outcome.reason
+    run = train(model, HandWrittenAdam(model.parameters(), corrects=False), tmp_path)
+    assert only("SK105", run).evidence[0].observed == pytest.approx(3.16, abs=0.01)
 
 
 @pytest.mark.parametrize("make", [getattr(torch.optim, name) for name in ("AdamW", "Adam", "NAdam", "RAdam", "Adamax")])

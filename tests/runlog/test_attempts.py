@@ -52,11 +52,11 @@ def test_the_same_run_twice_is_two_attempts(tmp_path: Path) -> None:
 def test_an_attempt_knows_the_one_before_it(tmp_path: Path) -> None:
     for steps in (5, 4, 3):
         train(tmp_path / "run", steps)
-    before = stabkit.load(tmp_path / "run").until(2).stream.previous()
-    same = stabkit.load(tmp_path / "run", attempt=1).stream
+    before = stabkit.load(tmp_path / "run").until(2).previous()
+    same = stabkit.load(tmp_path / "run", attempt=1)
     assert before is not None and before.steps.tolist() == same.steps.tolist() == [1, 2, 3, 4]
-    assert np.array_equal(before.columns["weight_sumsq"], same.columns["weight_sumsq"])
-    assert stabkit.load(tmp_path / "run", attempt=0).stream.previous() is None
+    assert np.array_equal(before.table("weight_norm").values, same.table("weight_norm").values)
+    assert stabkit.load(tmp_path / "run", attempt=0).previous() is None
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["before the with", "inside the with"])
