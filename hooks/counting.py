@@ -40,7 +40,8 @@ def _count(state: Any) -> float:
 def device_count(optimizer: Optimizer, counts: Sequence[float]) -> Number:
     """The largest of the counts; where the optimizer keeps them on a device, that of its first tensor, still there."""
     largest = max(counts, default=-1.0)
-    step = next(iter(optimizer.state.values()), {}).get("step") if largest < 0 else None
+    state = next(iter(optimizer.state.values()), None) if largest < 0 else None
+    step = state.get("step") if isinstance(state, Mapping) else None
     return step if isinstance(step, torch.Tensor) and step.numel() == 1 else largest
 
 

@@ -1,4 +1,4 @@
-"""The first moment from before a step, worked back from the one after it: with a closure there is no gradient before the step."""
+"""The first moment from before a step, worked back from the one after it: before a closure there is no gradient."""
 
 from __future__ import annotations
 
