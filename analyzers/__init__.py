@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stabkit.analyzers.base import Analyzer, NotApplicable, Rule
+from stabkit.analyzers.base import Analyzer, NoOccasion, NotApplicable, Rule
 from stabkit.analyzers.bias_correction_off import BiasCorrectionOff
 from stabkit.analyzers.causes import gather
 from stabkit.analyzers.clip_before_backward import ClipBeforeBackward
@@ -43,10 +43,10 @@ from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
 from stabkit.analyzers.updates_rounded_away import UpdatesRoundedAway
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Finding, Outcome, Status
-from stabkit.metric import METRICS
+from stabkit.metric import METRICS, Metric
 from stabkit.runlog import RunLog, Stream
 
-__all__ = ["ANALYZERS", "Analyzer", "NotApplicable", "Rule", "analyze", "judge"]
+__all__ = ["ANALYZERS", "Analyzer", "NoOccasion", "NotApplicable", "Rule", "analyze", "judge"]
 
 ANALYZERS: tuple[Analyzer, ...] = (
     MissingWarmup(),
@@ -111,25 +111,29 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
     """One rule on one run."""
     rule = analyzer.rule
 
-    def outcome(status: Status, reason: str = "", findings: tuple[Finding, ...] = ()) -> Outcome:
-        return Outcome(rule=rule.code, name=rule.name, status=status, reason=reason, findings=findings)
+    def outcome(status: Status, reason: str = "", findings: tuple[Finding, ...] = (), occasion: bool = True) -> Outcome:
+        return Outcome(
+            rule=rule.code, name=rule.name, status=status, reason=reason, findings=findings, occasion=occasion
+        )
 
     if not len(run.steps):
         return outcome(Status.NOT_APPLICABLE, "no step was recorded")
     try:
-        missing = [_missing(metric, scope) for metric, scope in rule.requires if not run.has(metric, scope)]
+        missing = [METRICS[needed] for needed in rule.requires if not run.has(*needed)]
         if missing:
-            return outcome(Status.NOT_APPLICABLE, f"the log has no {'; no '.join(missing)}")
+            why = f"the log has no {'; no '.join(map(_missing, missing))}"
+            without = run.source == "stabkit" and all(metric.occasional for metric in missing)
+            return outcome(Status.NOT_APPLICABLE, why, occasion=not without)
         if len(run.steps) < rule.min_steps:
             return outcome(Status.NOT_APPLICABLE, f"{len(run.steps)} steps; needs {rule.min_steps}")
         findings = tuple(analyzer.analyze(run))
     except NotApplicable as reason:
-        return outcome(Status.NOT_APPLICABLE, str(reason))
+        return outcome(Status.NOT_APPLICABLE, str(reason), occasion=not isinstance(reason, NoOccasion))
     except Exception as error:  # one broken rule must not silence the others
         return outcome(Status.FAILED, f"{type(error).__name__}: {error}")
     return outcome(Status.FOUND if findings else Status.CLEAR, findings=findings)
 
 
-def _missing(metric: str, scope: str) -> str:
-    per = "" if scope == "step" else f" per {scope}"
-    return f"{metric}{per} (recorded by {METRICS[metric, scope].recorded_by})"
+def _missing(metric: Metric) -> str:
+    per = "" if metric.scope == "step" else f" per {metric.scope}"
+    return f"{metric.name}{per} (recorded by {metric.recorded_by})"

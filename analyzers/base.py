@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from stabkit.finding import Finding, Severity
 from stabkit.runlog import RunLog
 
-__all__ = ["Analyzer", "NotApplicable", "Rule", "Thresholds", "found"]
+__all__ = ["Analyzer", "NoOccasion", "NotApplicable", "Rule", "Thresholds", "found"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,10 @@ class Thresholds:
 
 class NotApplicable(Exception):
     """Raised by a rule that finds it cannot judge this run; the message is the reason."""
+
+
+class NoOccasion(NotApplicable):
+    """Raised by a rule where the run has nothing that it is about: no scaler, no scheduler, no resume."""
 
 
 class Analyzer(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable
+from stabkit.analyzers.base import NoOccasion, NotApplicable
 from stabkit.analyzers.series import Flags, episodes
 from stabkit.finding import State
 from stabkit.metric import Array
@@ -65,4 +65,4 @@ def need_clipping(run: RunLog) -> None:
     """Raises NotApplicable where no call with a limit was seen."""
     counts = ("clips_before_backward", "clips_between_backwards", "clips_after_backward")
     if not any((run.series(name).values > 0).any() for name in counts):
-        raise NotApplicable("no call of clip_grad_norm_ or clip_grad_value_ with a limit was seen")
+        raise NoOccasion("no call of clip_grad_norm_ or clip_grad_value_ with a limit was seen")

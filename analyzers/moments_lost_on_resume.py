@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.schedules import noted
 from stabkit.analyzers.series import Indices
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -69,10 +69,10 @@ class MomentsLostOnResume:
         attempt = run.previous()
         before = attempt.streams[run.index] if attempt is not None and run.index < len(attempt.streams) else None
         if before is None or not len(before.tensor_steps):
-            raise NotApplicable("there is no attempt before this one in the directory")
+            raise NoOccasion("there is no attempt before this one in the directory")
         attempts = noted(run, "attempt")
         if run.steps[0] != 1 or not len(run.stream.tensor_steps) or (attempts and attempts[0].get("count") != 0):
-            raise NotApplicable("the optimizer had counted steps, or its first step is not in the log")
+            raise NoOccasion("the optimizer had counted steps, or its first step is not in the log")
         if not _same_settings(run.stream, before):
             raise NotApplicable("the attempt before trained other tensors or had other settings: this is another phase")
         entry = np.sqrt(run.stream.columns["weight_sumsq"][0])

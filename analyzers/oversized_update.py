@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, Rule, Thresholds, found
 from stabkit.analyzers.rates import rate_at
 from stabkit.analyzers.series import episodes, lasts
 from stabkit.analyzers.start import SAFE_RATIO, early_updates
@@ -57,7 +57,7 @@ class OversizedUpdate:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per episode."""
         if run.stream.optimizer == "LBFGS":
-            raise NotApplicable("LBFGS takes the length of its steps from curvature, not from a rate")
+            raise NoOccasion("LBFGS takes the length of its steps from curvature, not from a rate")
         limits = self.thresholds
         updates = early_updates(run)
         steps = updates.table.steps

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from stabkit.analyzers.base import NotApplicable, Rule, found
+from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, found
 from stabkit.finding import Evidence, Finding, Severity
 from stabkit.runlog import RunLog
 
@@ -40,7 +40,7 @@ class ParameterNotInOptimizer:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding, with the first optimizer of the run."""
         if run.index:
-            raise NotApplicable("told with the first optimizer")
+            raise NoOccasion("told with the first optimizer")
         told = [event for event in run.events if event.get("event") == "orphans" and event.get("parameters")]
         if not told:
             if len(run.steps) < LOOKED and not any(event.get("event") == "close" for event in run.events):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, Rule, Thresholds, found
 from stabkit.analyzers.schedules import STEPPED, calls_of
 from stabkit.finding import Evidence, Finding, Severity
 from stabkit.runlog import RunLog
@@ -57,7 +57,7 @@ class ScheduleRestartsOnResume:
         """At most one finding: the first resume that lost the schedule."""
         resumes = [i for i, event in enumerate(run.events) if _is_resume(event, run)]
         if not resumes:
-            raise NotApplicable("the run was not resumed")
+            raise NoOccasion("the run was not resumed")
         rates = run.table("lr").values[:, 0]
         for place in resumes:
             begin, count = int(run.events[place]["first_step"]), int(run.events[place]["count"])

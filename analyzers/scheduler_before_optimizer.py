@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.schedules import STEPPED, calls_of, first_scheduler, kinds_of
 from stabkit.finding import Evidence, Finding, Severity
 from stabkit.runlog import RunLog
@@ -53,7 +53,7 @@ class SchedulerBeforeOptimizer:
             raise NotApplicable(f"the log begins at step {run.steps[0]}: the schedule's first value was used before, or not")
         scheduler, calls = first_scheduler(run), calls_of(run)
         if "ReduceLROnPlateau" in kinds_of(run):
-            raise NotApplicable("ReduceLROnPlateau has no first value that could be skipped")
+            raise NoOccasion("ReduceLROnPlateau has no first value that could be skipped")
         skipped, used = scheduler.get("rate"), float(run.table("lr").values[0, 0])
         fresh = scheduler.get("step") == 0 and scheduler.get("last_epoch") == 0
         if not (fresh and isinstance(skipped, (int, float)) and skipped > 0 and abs(used - skipped) > 0):

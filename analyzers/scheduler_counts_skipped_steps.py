@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, Rule, Thresholds, found
 from stabkit.analyzers.schedules import STEPPED, calls_of, first_scheduler
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
@@ -55,7 +55,7 @@ class SchedulerCountsSkippedSteps:
         """At most one finding, at the first such step."""
         skipped, rates = run.series("skipped").values == 1, run.table("lr").values
         if not skipped.any():
-            raise NotApplicable("no step was skipped")
+            raise NoOccasion("no step was skipped")
         first_scheduler(run)
         stepped = calls_of(run).all > 0
         stepped[0] = True  # before the first step none is due

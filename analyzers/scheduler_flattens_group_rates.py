@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, Rule, Thresholds, found
 from stabkit.analyzers.series import Flags
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
@@ -55,13 +55,13 @@ class SchedulerFlattensGroupRates:
         """At most one finding."""
         rates = run.table("lr").values
         if rates.shape[1] < 2:
-            raise NotApplicable("the optimizer has one parameter group")
+            raise NoOccasion("the optimizer has one parameter group")
         known = np.isfinite(rates).all(axis=1)
         with np.errstate(invalid="ignore"):
             low, high = np.where(known, [rates.min(axis=1), rates.max(axis=1)], np.nan)
             equal, apart = low == high, (low > 0) & (high >= self.thresholds.apart * low)
         if not known.any() or not apart[int(np.argmax(known))]:
-            raise NotApplicable("the parameter groups begin with equal rates, or with a rate of 0")
+            raise NoOccasion("the parameter groups begin with equal rates, or with a rate of 0")
         row = int(np.argmax(equal)) if equal.any() else 0
         if not row or not apart[row - 1] or not (apart | ~known)[:row].all():
             return

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.schedules import STEPPED, calls_of, noted
 from stabkit.analyzers.start import planned_steps
 from stabkit.finding import Evidence, Finding, Severity
@@ -47,7 +47,7 @@ class SchedulerNeverStepped:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding, at the last step."""
         if not noted(run, "scheduled"):
-            raise NotApplicable("the optimizer has no scheduler of torch; one written by hand is not seen")
+            raise NoOccasion("the optimizer has no scheduler of torch; one written by hand is not seen")
         rates = run.table("lr").values
         if calls_of(run).all.any() or noted(run, "scheduler") or (rates != rates[0]).any():
             return

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, Rule, Thresholds, found
 from stabkit.analyzers.schedules import STEPPED, calls_of, first_scheduler
 from stabkit.analyzers.series import episodes
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -56,7 +56,7 @@ class SchedulerStepsPerMicroBatch:
         backwards, calls = run.series("backward_count").values, calls_of(run)
         first_scheduler(run)
         if not (backwards > 1).any():
-            raise NotApplicable("every step has one backward call")
+            raise NoOccasion("every step has one backward call")
         inside = (backwards > 1) & (calls.between > 0)
         habits = [e for e in episodes(inside, steps=run.steps) if e[1] - e[0] + 1 >= self.thresholds.steps]
         if not habits:

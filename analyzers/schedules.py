@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stabkit.analyzers.base import NotApplicable
+from stabkit.analyzers.base import NoOccasion
 from stabkit.analyzers.series import Indices
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -67,7 +67,7 @@ def first_scheduler(run: RunLog) -> Mapping[str, Any]:
     """
     seen = noted(run, "scheduler")
     if not seen:
-        raise NotApplicable("no scheduler of torch was seen stepping; one written by hand is not seen")
+        raise NoOccasion("no scheduler of torch was seen stepping; one written by hand is not seen")
     return seen[0]
 
 

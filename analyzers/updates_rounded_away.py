@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import highest_rates, rows_of
 from stabkit.analyzers.series import Flags, Indices
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -69,7 +69,7 @@ class UpdatesRoundedAway:
         """At most one finding: where the median first falls below the limit."""
         coarse = np.array([t.dtype in HALF_SURVIVE for t in run.tensors], dtype=bool)
         if not coarse.any():
-            raise NotApplicable("the optimizer's weights are not of 16 bits")
+            raise NoOccasion("the optimizer's weights are not of 16 bits")
         unchanged = run.table("unchanged_fraction")
         numel = np.where(coarse, np.array([t.numel for t in run.tensors]), 0.0)
         rates = highest_rates(run)[rows_of(run, unchanged.steps)]

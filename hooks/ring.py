@@ -42,8 +42,12 @@ class Flight:
         pinned, event = self._slot
         event.synchronize()
         found: Array = np.array(pinned[: self._size].numpy())
-        _free[self._device].append(self._slot)
+        _free.setdefault(self._device, []).append(self._slot)
         return found
+
+    def give_up(self) -> None:
+        """Nobody will come for them. The memory can be used again: what is copied later on the stream is later."""
+        _free.setdefault(self._device, []).append(self._slot)
 
 
 def carries(tensor: torch.Tensor) -> bool:
@@ -59,7 +63,7 @@ def depart(tensors: Sequence[torch.Tensor]) -> Flight | None:
         return None
     pinned, event = slot
     pinned[: numbers.numel()].copy_(numbers, non_blocking=True)
-    event.record()
+    event.record(torch.cuda.current_stream(numbers.device))
     return Flight(numbers.device, slot, numbers.numel())
 
 
@@ -77,7 +81,7 @@ def _slot(device: torch.device, size: int) -> tuple[torch.Tensor, Any] | None:
             return free.pop(place)
     if free:  # all too small: the first steps, which put formulas to the proof, carry the most
         free.pop()
-        _made[device] -= 1
+        _made[device] = _made.get(device, 1) - 1
     if _made.get(device, 0) >= _SLOTS:
         return None
     _made[device] = _made.get(device, 0) + 1

@@ -44,8 +44,8 @@ class Batch:
         self._uses: list[Callable[[Array], None]] = []
         self._afterwards: list[Callable[[], None]] = []
         self._here: Array = np.empty(0)
-        self._flight: ring.Flight | None = None
-        self._order: list[tuple[bool, int]] = []  # of each tensor: whether it is on the host, and its size
+        self._flights: dict[torch.device, ring.Flight] = {}
+        self._order: list[tuple[torch.device | None, int]] = []  # of each tensor: the device it comes from, and its size
 
     def add(self, number: Number) -> Later:
         """Ask for a number."""
@@ -75,30 +75,37 @@ class Batch:
 
     def send(self) -> None:
         """Bring what is on the host, in one transfer, and send for what is on a device; the tensors are let go."""
-        away = [tensor for tensor in self._tensors if not on_host(tensor)]
-        self._here = _together([tensor for tensor in self._tensors if on_host(tensor)])
-        self._flight = ring.depart(away) if away else None
-        self.lost = bool(away) and self._flight is None
-        self._order = [(on_host(tensor), tensor.numel()) for tensor in self._tensors]
+        self._order = [(None if on_host(tensor) else tensor.device, tensor.numel()) for tensor in self._tensors]
+        groups: dict[torch.device | None, list[torch.Tensor]] = {}
+        for (device, _), tensor in zip(self._order, self._tensors, strict=True):
+            groups.setdefault(device, []).append(tensor)
+        self._here = _together(groups.pop(None, []))
+        for device, tensors in groups.items():
+            flight = ring.depart(tensors)
+            if flight is None or device is None:
+                self.lost = True
+            else:
+                self._flights[device] = flight
         self._tensors = []
+        if self.lost:
+            for flight in self._flights.values():
+                flight.give_up()
 
     def arrived(self) -> bool:
         """Whether everything that was sent for is here."""
-        return self._flight is None or self._flight.arrived()
+        return all(flight.arrived() for flight in self._flights.values())
 
     def settle(self) -> None:
         """Do what was to be done with everything; waits for what has not arrived."""
-        there, begin_here, begin_there = self._flight.land() if self._flight else np.empty(0), 0, 0
-        for (is_here, size), use in zip(self._order, self._uses, strict=True):
-            if is_here:
-                use(self._here[begin_here : begin_here + size])
-                begin_here += size
-            else:
-                use(there[begin_there : begin_there + size])
-                begin_there += size
+        numbers: dict[torch.device | None, Array] = {device: flight.land() for device, flight in self._flights.items()}
+        numbers[None] = self._here
+        begin = dict.fromkeys(numbers, 0)
+        for (device, size), use in zip(self._order, self._uses, strict=True):
+            use(numbers[device][begin[device] : begin[device] + size])
+            begin[device] += size
         for act in self._afterwards:
             act()
-        self._uses, self._afterwards, self._flight = [], [], None
+        self._uses, self._afterwards, self._flights = [], [], {}
 
     def fetch(self) -> None:
         """Send and settle, where waiting does no harm."""

@@ -102,13 +102,23 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one rule on one run: findings, or the reason why there are none."""
+    """What became of one rule on one run: findings, or the reason why there are none.
+
+    Attributes:
+        rule: The rule's code.
+        name: Its name.
+        status: What became of it.
+        reason: Why it found nothing to judge, or failed.
+        findings: What it found.
+        occasion: False where it is not applicable because the run has nothing that the rule is about, such as a scaler.
+    """
 
     rule: str
     name: str
     status: Status
     reason: str = ""
     findings: tuple[Finding, ...] = ()
+    occasion: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,11 @@ class Metric:
     columns: tuple[str, ...] = ()
     derive: Callable[[Columns, Array], Array] | None = None
 
+    @property
+    def occasional(self) -> bool:
+        """Whether only some loops have anything of the kind, such as a GradScaler or weights of 16 bits."""
+        return self.recorded_by.startswith(("a loop ", "stabkit.watch where weights"))
+
 
 def _root(column: str) -> Callable[[Columns, Array], Array]:
     return lambda c, n: np.sqrt(c[column])

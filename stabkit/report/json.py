@@ -6,6 +6,7 @@
                "outcomes": [{"rule", "name",           one per rule and optimizer, in the catalogue's order
                              "status",                 "found", "clear", "not-applicable" or "failed"
                              "reason",                 why it could not look; "" otherwise
+                             "occasion",               false where the run has nothing of what the rule is about
                              "findings": [FINDING]}]},
               {"path", "error": str}]}                 for a PATH that could not be read
 
@@ -73,6 +74,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.name,
         "status": str(outcome.status),
         "reason": outcome.reason,
+        "occasion": outcome.occasion,
         "findings": [_finding(finding) for finding in outcome.findings],
     }
 

@@ -39,6 +39,7 @@ def report(diagnosis: Diagnosis, console: Console, left_out: int = 0) -> None:
     for findings in by_rule.values():
         _findings_of_one_rule(findings, console)
     _could_not_look(diagnosis, console)
+    _no_occasion(diagnosis, console)
     _notes(diagnosis, console)
     catalogued = [code for code in by_rule if re.fullmatch(r"SK\d+", code)]  # a rule of the user's own has no page here
     if catalogued:
@@ -58,10 +59,11 @@ def summary(diagnosis: Diagnosis, left_out: int = 0) -> Text:
         return line.append(f" ({printable(worst.tensors[0])})" if worst.tensors else "")
 
     looked, asked = _looked(diagnosis.outcomes)
-    missed = asked - looked
+    missed, others = asked - looked, len({outcome.rule for outcome in diagnosis.outcomes}) - asked
     line.append(*(("clear", "bold green") if looked else ("not judged", "bold yellow")))
     line.append(f" — {looked or 'none'} of {count(asked, 'rule')} looked")
     line.append(f"; {missed} could not (see below)" if missed and looked else "")
+    line.append(f"; {others} not about this run" if others else "")
     line.append(f"; {left_out} not asked" if left_out else "")
     line.append(f", {steps}")
     return line.append("; see the notes on the log" if diagnosis.notes else "")
@@ -74,10 +76,11 @@ def _tally(findings: Sequence[Finding]) -> str:
 
 
 def _looked(outcomes: Sequence[Outcome]) -> tuple[int, int]:
-    """How many rules looked, and how many were asked. With several optimizers, a rule must have looked at each."""
-    asked = {outcome.rule for outcome in outcomes}
-    blind = {outcome.rule for outcome in outcomes if outcome.status in (Status.NOT_APPLICABLE, Status.FAILED)}
-    return len(asked - blind), len(asked)
+    """How many rules looked, of how many that are about this run. With several optimizers, a rule must have looked at each."""
+    asked = [outcome for outcome in outcomes if outcome.occasion]
+    blind = {outcome.rule for outcome in asked if outcome.status in (Status.NOT_APPLICABLE, Status.FAILED)}
+    rules = {outcome.rule for outcome in asked}
+    return len(rules - blind), len(rules)
 
 
 def _findings_of_one_rule(findings: Sequence[Finding], console: Console) -> None:
@@ -177,13 +180,21 @@ def _could_not_look(diagnosis: Diagnosis, console: Console) -> None:
         by_reason: dict[str, list[str]] = {}
         for outcome in diagnosis.outcomes:
             rule = f"{printable(outcome.rule)} {printable(outcome.name)}"
-            if outcome.status is status and rule not in by_reason.setdefault(outcome.reason, []):
+            if outcome.status is status and outcome.occasion and rule not in by_reason.setdefault(outcome.reason, []):
                 by_reason[outcome.reason].append(rule)
         if any(by_reason.values()):
             heading(console, title, style)
         for reason, rules in by_reason.items():
             if rules:
                 _rules_and_reason(", ".join(rules), printable(reason), console)
+
+
+def _no_occasion(diagnosis: Diagnosis, console: Console) -> None:
+    """The rules that are about something this run has not, in one paragraph: they are no gap in what was looked at."""
+    codes = list(dict.fromkeys(printable(outcome.rule) for outcome in diagnosis.outcomes if not outcome.occasion))
+    if codes:
+        heading(console, "Not about this run")
+        hang(console, Text(", ".join(codes), "dim"))
 
 
 def _rules_and_reason(rules: str, reason: str, console: Console) -> None:

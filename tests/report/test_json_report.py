@@ -33,7 +33,9 @@ def test_the_whole_schema(make: Any) -> None:
         "confidence": [0.9, 0.8, 0.95],
         "consequences": [{"rule": "SK202", "name": "loss-divergence", "severity": "error", "message": "gone", **plain}],
     }  # fmt: skip
-    outcome = {"rule": "SK201", "name": "loss-spike", "status": "found", "reason": "", "findings": [finding]}
+    outcome = {
+        "rule": "SK201", "name": "loss-spike", "status": "found", "reason": "", "occasion": True, "findings": [finding]
+    }  # fmt: skip
     expected = {
         "schema": 1,
         "runs": [
@@ -47,7 +49,7 @@ def test_the_whole_schema(make: Any) -> None:
 def test_the_keys_keep_their_order(make: Any) -> None:
     run = document([make.diagnosis(make.outcome("SK1", "x", Status.NOT_APPLICABLE, "why"))])["runs"][0]
     assert list(run) == ["path", "source", "steps", "notes", "outcomes"]
-    assert list(run["outcomes"][0]) == ["rule", "name", "status", "reason", "findings"]
+    assert list(run["outcomes"][0]) == ["rule", "name", "status", "reason", "occasion", "findings"]
     assert run["outcomes"][0]["status"] == "not-applicable"
 
 

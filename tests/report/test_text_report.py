@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,14 @@ def test_clear_is_not_said_of_what_could_not_be_looked_at(make: Any) -> None:
     assert summary(make.diagnosis(blind, failed)).plain == "runs/a: not judged — none of 2 rules looked, 400 steps"
     assert "clear" not in summary(make.diagnosis(blind)).plain
     assert summary(make.diagnosis(clear), left_out=9).plain == "runs/a: clear — 1 of 1 rule looked; 9 not asked, 400 steps"
+
+
+def test_what_is_not_about_the_run_is_no_gap(draw: Any, make: Any) -> None:
+    clear = make.outcome("SK101", "x")
+    elsewhere = [replace(make.outcome(f"SK40{i}", "y", Status.NOT_APPLICABLE, "no scaler"), occasion=False) for i in (1, 2)]
+    text = draw(report, make.diagnosis(clear, *elsewhere))
+    assert text.startswith("runs/a: clear — 1 of 1 rule looked; 2 not about this run, 400 steps\n")
+    assert "Could not look" not in text and text.endswith("Not about this run\n  SK401, SK402\n")
 
 
 def test_a_rule_that_could_not_look_at_one_of_two_optimizers_has_not_looked(make: Any) -> None:
