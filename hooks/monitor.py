@@ -66,8 +66,11 @@ class Monitor:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
         for watched in self._watchlist:
-            self._deliver(watched, last=True)
-            self._tell_unused(watched, last=True)
+            try:
+                self._deliver(watched, last=True)
+                self._tell_unused(watched, last=True)
+            except Exception as error:  # the disk is full: what is left must be let go all the same
+                self.fault("detach", error)
         self._watchlist.let_go()
         self._scaling = scaler.Scaling()
         ring.release()

@@ -6,6 +6,9 @@ does not, that nothing is read on the way, and that in the end the log is the sa
 
 from __future__ import annotations
 
+import gc
+import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import torch
 import stabkit
 from stabkit.hooks import counting, gradients, optimizer, ring, transfer
 from stabkit.hooks.statistics import cpu, reference
+from stabkit.runlog import RunWriter
+from stabkit.watch import StabkitWarning
 from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
 
 POLLS = 3
@@ -122,3 +127,26 @@ def test_where_there_is_no_room_the_record_is_lost_and_counted(
     assert run.steps.tolist() == [1, 2, 5, 6, 7, 8]
     assert [event["steps"] for event in run.events if event["event"] == "lost"] == [2]
     assert any("2 steps after step 2 are not in the log" in note for note in run.notes)
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_nothing_alive(tmp_path: Path, far: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(8, 4)
+    stepping = torch.optim.AdamW(model.parameters())
+    gone = weakref.ref(stepping)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StabkitWarning)
+        with stabkit.watch(model, stepping, tmp_path, tensorboard=False):
+            for _ in range(4):
+                model(torch.randn(4, 8)).square().mean().backward()
+                stepping.step()
+                stepping.zero_grad()
+            monkeypatch.setattr(RunWriter, "write", _full)
+    monkeypatch.undo()
+    del stepping
+    gc.collect()
+    assert gone() is None
+    assert [event["where"] for event in stabkit.load(tmp_path).events if event["event"] == "fault"] == ["detach"]
+
+
+def _full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
