@@ -20,6 +20,7 @@ import stabkit
 from stabkit.hooks import transfer
 from stabkit.hooks.monitor import Monitor
 from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
+from tests.optimizers.handmade import CourseAdamW
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
 LET_THROUGH = {transfer._together.__code__, transfer.host_number.__code__}
@@ -90,11 +91,17 @@ def test_nothing_is_read_and_one_batch_a_step_is_brought(
     assert run.has("loss") and run.has("grad_norm_used", "tensor")
 
 
-def train(options: dict[str, Any], change: Callable[[nn.Module], Any], logdir: Path) -> stabkit.RunLog:
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, foreach=True)
+
+
+def train(
+    options: dict[str, Any], change: Callable[[nn.Module], Any], logdir: Path, make: Callable[[Any], Any] = adamw
+) -> stabkit.RunLog:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     change(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+    optimizer = make(model.parameters())
     dtype = next(model.parameters()).dtype
     with stabkit.watch(model, optimizer, logdir, tensorboard=False, **options):
         for _ in range(4):
@@ -126,6 +133,22 @@ def test_nor_with_a_closure_and(name: str, watchdog: Watchdog, tmp_path: Path) -
     assert watchdog.reads == []
     assert not [event for event in run.events if event["event"] == "fault"]
     assert watchdog.transfers <= len(run.steps) + 1 == 5  # with the record of the weights at entry
+
+
+MAKES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "foreach nesterov": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, nesterov=True, foreach=True),
+    "Adadelta": lambda parameters: torch.optim.Adadelta(parameters),
+    "an Adam by hand, on trial": lambda parameters: CourseAdamW(parameters, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_nor_with_another_optimizer(name: str, watchdog: Watchdog, tmp_path: Path) -> None:
+    run = train({}, lambda model: None, tmp_path, MAKES[name])
+    assert watchdog.reads == []
+    assert not [event for event in run.events if event["event"] == "fault"]
+    assert watchdog.transfers <= len(run.steps) + 1 == 5
+    assert run.has("update_ratio", "tensor")
 
 
 def test_the_watchdog_bites(watchdog: Watchdog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
