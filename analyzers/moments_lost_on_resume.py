@@ -7,9 +7,10 @@ How it decides:     A new attempt begins in the same directory, with an optimize
                     and the same settings as the attempt before; and every tensor's norm is the one it had after some step of
                     that attempt, at least ten steps in, and not the one it had at its beginning.
 Known false alarms: A new phase from the trained weights, with fresh moments on purpose and the same settings: record it into a
-                    directory of its own. Left alone are: a run started again from the same seed, an attempt of fewer than
-                    ten steps, other groups, other betas. Not seen: a resume into another directory, weights that were saved
-                    in fewer bits or between two steps that were measured, optimizers that count no steps.
+                    directory of its own. Left alone are: an optimizer made anew inside one `with`, a run started again from
+                    the same seed, an attempt of fewer than ten steps, other groups, other betas. Not seen: a resume into
+                    another directory, weights that were saved in fewer bits or between two steps that were measured,
+                    optimizers that count no steps.
 What to try:        Save and load optimizer.state_dict() with the model's.
 References:         PyTorch documentation, "Saving and loading a general checkpoint": the optimizer's state is saved too, as it
                     "contains buffers and parameters that are updated as the model trains".
@@ -73,6 +74,8 @@ class MomentsLostOnResume:
         attempts = noted(run, "attempt")
         if run.steps[0] != 1 or not len(run.stream.tensor_steps) or (attempts and attempts[0].get("count") != 0):
             raise NoOccasion("the optimizer had counted steps, or its first step is not in the log")
+        if attempts and not any(event.get("event") == "open" for event in run.events):
+            raise NoOccasion("the optimizer was made anew inside the run: nothing was resumed")
         if not _same_settings(run.stream, before):
             raise NotApplicable("the attempt before trained other tensors or had other settings: this is another phase")
         entry = np.sqrt(run.stream.columns["weight_sumsq"][0])

@@ -224,6 +224,20 @@ def test_a_resume_with_the_optimizers_state_goes_on_in_the_same_attempt(tmp_path
     assert run.attempts == 1 and status("SK421", run) is Status.NOT_APPLICABLE
 
 
+def test_an_optimizer_made_anew_for_a_second_phase_resumes_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Model()
+    with stabkit.watch(model, logdir=tmp_path, tensorboard=False):
+        for _ in range(2):
+            optimizer = torch.optim.AdamW(model.parameters())
+            for _ in range(20):
+                optimizer.zero_grad()
+                model(torch.randn(4, 8)).square().mean().backward()
+                optimizer.step()
+    run = stabkit.load(tmp_path)
+    assert run.attempts == 2 and status("SK421", run) is Status.NOT_APPLICABLE
+
+
 def test_an_attempt_of_a_few_steps_had_no_moments_worth_keeping(tmp_path: Path) -> None:
     assert status("SK421", phases(tmp_path, fresh, weights_only, steps=5)) is Status.CLEAR
 
