@@ -113,6 +113,7 @@ class MissingWarmup:
             tensors=tensors,
             evidence=tuple(evidence),
             advice=_advice(planned_steps(run), beta2, lr, ratio),
+            remedy=_remedy(planned_steps(run), beta2, lr, ratio),
         )
 
 
@@ -130,6 +131,11 @@ def _advice(planned: int | None, beta2: float, lr: float, ratio: float) -> str:
         f"beta2 {beta2:g} would be {warmup.full} steps, more than a tenth of these {planned}; to keep the rate {lr:.3g}, use "
         f"it in a longer run{shorter}."
     )
+
+
+def _remedy(planned: int | None, beta2: float, lr: float, ratio: float) -> dict[str, float]:
+    warmup = warmup_for(beta2, lr, ratio, planned)
+    return {"warmup_steps": warmup.steps} | ({} if warmup.steps == warmup.full else {"peak_lr": warmup.lr})
 
 
 def _harm(run: RunLog, within: int, factor: float) -> tuple[int, float, float | None] | None:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
-__all__ = ["Diagnosis", "Evidence", "Finding", "Outcome", "Severity", "State", "Status"]
+__all__ = ["REMEDIES", "Diagnosis", "Evidence", "Finding", "Outcome", "Severity", "State", "Status"]
+
+REMEDIES: Mapping[str, str] = {
+    "peak_lr": "the highest rate of the run",
+    "lr_factor": "what every rate from `last_good_step` on is multiplied by",
+    "warmup_steps": "steps of linear warmup",
+    "beta2": "Adam's beta2",
+    "eps": "Adam's eps",
+    "clip_norm": "the limit of clip_grad_norm_",
+    "weight_decay": "weight decay of the tensors named",
+    "init_factor": "what the initial weights of the tensors named are multiplied by",
+    "qk_norm": "1: normalise queries and keys",
+    "z_loss": "coefficient of the squared log-sum-exp of the logits added to the loss",
+    "skip_batches": "1: leave out the batches of the steps from `first_step` to `last_step`",
+    "master_weights": "1: keep the weights in float32",
+    "bfloat16": "1: autocast to bfloat16 instead of float16",
+    "restore_optimizer": "1: resume with the optimizer's saved state",
+    "unscale_first": "1: scaler.unscale_(optimizer) before the clipping",
+}
+"""What a remedy can change, by name. Machines read it; people read the advice, which says the same."""
 
 
 class Severity(IntEnum):
@@ -80,6 +99,8 @@ class Finding:
         tensors: The tensors concerned, the culprit first.
         evidence: The numbers.
         advice: What to change, with a value.
+        remedy: The first thing the advice says, for machines: names of `REMEDIES` and their values; empty where it is not a
+            number that a run could simply be started with.
         confidence: (precision, low, high) as measured for this rule; None until it has been measured.
         consequences: Findings of other rules that this one explains.
     """
@@ -96,6 +117,7 @@ class Finding:
     tensors: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     advice: str = ""
+    remedy: Mapping[str, float] = field(default_factory=dict)
     confidence: tuple[float, float, float] | None = None
     consequences: tuple[Finding, ...] = ()
 

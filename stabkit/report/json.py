@@ -17,6 +17,7 @@
                "tensors": [str],                       the culprit first
                "evidence": [{"metric", "observed", "expected", "step", "tensor", "note"}],
                "advice",
+               "remedy": {NAME: number},               what the advice says first, by the names of `stabkit.finding.REMEDIES`
                "confidence",                           [precision, low, high] as measured; null until it has been
                "consequences": [FINDING + "rule", "name"]}   findings of other rules that this one explains
 
@@ -91,6 +92,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "tensors": list(finding.tensors),
         "evidence": [asdict(item) for item in finding.evidence],
         "advice": finding.advice,
+        "remedy": dict(finding.remedy),
         "confidence": finding.confidence and list(finding.confidence),
         "consequences": [{"rule": c.rule, "name": c.name, **_finding(c)} for c in finding.consequences],
     }

@@ -10,7 +10,9 @@ from analyzer_runs import TENSORS, flat, make_run
 
 from stabkit.analyzers import analyze
 from stabkit.analyzers.start import warmup_for
-from stabkit.finding import Finding, Severity, State
+from stabkit.finding import REMEDIES, Finding, Severity, State
+from tests.cases import load_case
+from tests.cases.recipes import CASES
 
 NUMEL = np.array([t.numel for t in TENSORS])
 
@@ -125,3 +127,12 @@ def test_divergence_goes_back_before_the_departure() -> None:
     finding = only(make_run(loss), "SK202")
     assert finding.last_good_step is not None and finding.event_step is not None
     assert 80 <= finding.last_good_step <= 100 < finding.event_step <= 115 < finding.first_step <= 150
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_remedy_for_machines_is_the_one_people_read(name: str) -> None:
+    for finding in flat(analyze(load_case(name))):
+        for knob, value in finding.remedy.items():
+            assert knob in REMEDIES
+            shown = {f"{value:.2g}", f"{value:.3g}", f"{value:g}"}
+            assert value == 1 or any(number in finding.advice for number in shown), (finding.rule, knob, value)
