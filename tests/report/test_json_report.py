@@ -18,7 +18,8 @@ def test_the_whole_schema(make: Any) -> None:
     seen = Evidence(metric="loss", observed=math.nan, expected=-math.inf, step=8, tensor="w", note="median")
     led = make.finding(rule="SK202", name="loss-divergence", severity=Severity.ERROR, message="gone")
     found = make.finding(
-        event_step=8, last_good_step=6, state=State.RECOVERED, tensors=("w", "b"), evidence=(seen,), advice="less", remedy={"lr_factor": 0.5},
+        event_step=8, last_good_step=6, state=State.RECOVERED, tensors=("w", "b"), evidence=(seen,), advice="less",
+        remedy={"lr_factor": 0.5},
         confidence=(0.9, 0.8, 0.95), consequences=(led,),
     )  # fmt: skip
     run = make.diagnosis(make.outcome("SK201", "loss-spike", Status.FOUND, "", found), notes=("torn",))
@@ -29,7 +30,8 @@ def test_the_whole_schema(make: Any) -> None:
     evidence = {"metric": "loss", "observed": "nan", "expected": "-inf", "step": 8, "tensor": "w", "note": "median"}
     finding = {
         "severity": "warning", "message": "loss rose to 9", "first_step": 7, "last_step": 9, "event_step": 8,
-        "last_good_step": 6, "state": "recovered", "tensors": ["w", "b"], "evidence": [evidence], "advice": "less", "remedy": {"lr_factor": 0.5},
+        "last_good_step": 6, "state": "recovered", "tensors": ["w", "b"], "evidence": [evidence], "advice": "less",
+        "remedy": {"lr_factor": 0.5},
         "confidence": [0.9, 0.8, 0.95],
         "consequences": [{"rule": "SK202", "name": "loss-divergence", "severity": "error", "message": "gone", **plain}],
     }  # fmt: skip
