@@ -25,12 +25,13 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "hooks" / "__init__.py")
 if TYPE_CHECKING:
     from stabkit.analyzers import analyze
     from stabkit.finding import Diagnosis, Finding, Severity
-    from stabkit.runlog import RunLog, load
+    from stabkit.runlog import RunLog
+    from stabkit.sources import load
     from stabkit.watch import watch
 
 _HOME = {
     "watch": "stabkit.watch",
-    "load": "stabkit.runlog",
+    "load": "stabkit.sources",
     "RunLog": "stabkit.runlog",
     "analyze": "stabkit.analyzers",
     "Diagnosis": "stabkit.finding",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -72,6 +73,13 @@ def commands() -> None:
 
 
 _attempt = click.option("--attempt", type=click.IntRange(0), metavar="N", help="Which, from 0; the last by default.")
+_map = click.option(
+    "--map",
+    "mapping",
+    multiple=True,
+    metavar="QUANTITY=COLUMN",
+    help="In logs of other tools: where to find a quantity, such as loss=train/ce; nothing after = for nowhere.",
+)
 
 
 @commands.command()
@@ -88,10 +96,15 @@ _attempt = click.option("--attempt", type=click.IntRange(0), metavar="N", help="
     help="Exit with 1 for a finding of this severity or a higher one.",
 )
 @_attempt
-def analyze(paths: Words, format: str, select: Words, ignore: Words, require: Words, fail_on: str, attempt: int | None) -> None:
+@_map
+def analyze(
+    paths: Words, format: str, select: Words, ignore: Words, require: Words, fail_on: str, attempt: int | None, mapping: Words
+) -> None:
     """Judge saved runs.
 
-    Tells what went wrong, in which tensor, at which step, and what to change; or how much of it could be looked at.
+    Tells what went wrong, in which tensor, at which step, and what to change; or how much of it could be looked at. A PATH
+    is a log of stabkit, a log of another tool (TensorBoard, CSV, JSON lines, trainer_state.json, text, gzip or not), or a
+    directory of any of these.
 
     Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 usage; 3 nothing readable, or a rule named by --require
     could not look. Of several paths the highest counts.
@@ -102,9 +115,10 @@ def analyze(paths: Words, format: str, select: Words, ignore: Words, require: Wo
     chosen, required, left_out = _choice(select, ignore, require)
     threshold = Severity[fail_on.upper()]
     runs: list[Diagnosis | Unreadable] = []
+    columns = _columns(mapping)
     code = 0
-    for path in paths:
-        run, failure = _judge(path, attempt, chosen)
+    for path in _each(paths, columns):
+        run, failure = _judge(path, attempt, chosen, columns)
         if isinstance(run, Diagnosis):
             failure = run.exit_code_for(threshold, required) if run.steps else 3
             _tell_what_could_not_run(run, required)
@@ -145,14 +159,16 @@ def explain(rule: str) -> None:
 @commands.command()
 @click.argument("path", type=click.Path())
 @_attempt
-def info(path: str, attempt: int | None) -> None:
-    """Tell what was recorded, by what, and how complete it is."""
+@_map
+def info(path: str, attempt: int | None, mapping: Words) -> None:
+    """Tell what was recorded, by what, and how complete it is; of another tool's log, which column was taken for what."""
     from stabkit.report.info import info as describe
-    from stabkit.runlog import load
+    from stabkit.sources import load
 
-    run = load(path, attempt)
-    earlier = [load(path, index) for index in range(run.attempt)]
-    size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+    run = load(path, attempt, _columns(mapping))
+    earlier = [load(path, index, _columns(mapping)) for index in range(run.attempt)]
+    files = [Path(path)] if Path(path).is_file() else Path(path).rglob("*")
+    size = sum(file.stat().st_size for file in files if file.is_file())
     describe([*earlier, run], size, _console())
 
 
@@ -180,14 +196,35 @@ def _console() -> Console:
     return open_console(sys.stdout)
 
 
-def _judge(path: str, attempt: int | None, rules: tuple[Analyzer, ...]) -> tuple[Diagnosis | Unreadable, int]:
+def _each(paths: Words, columns: Mapping[str, str]) -> Iterator[str]:
+    """The runs at the paths: a directory stands for all that are in it."""
+    from stabkit.sources import runs_in
+
+    for path in paths:
+        try:
+            yield from runs_in(path, columns)
+        except StabkitError:
+            yield path  # whoever loads it will meet the same and tell
+
+
+def _columns(mapping: Words) -> dict[str, str]:
+    """The columns by quantity of --map."""
+    for word in mapping:
+        if "=" not in word:
+            raise click.BadParameter(f"{word!r} is not of the form QUANTITY=COLUMN", param_hint="--map")
+    return {quantity.strip(): column for quantity, _, column in (word.partition("=") for word in mapping)}
+
+
+def _judge(
+    path: str, attempt: int | None, rules: tuple[Analyzer, ...], columns: Mapping[str, str] | None = None
+) -> tuple[Diagnosis | Unreadable, int]:
     """The diagnosis of a run, or why there is none and the exit code for that: one path must not stop the others."""
     from stabkit.analyzers import analyze as judge
     from stabkit.report.json import Unreadable
-    from stabkit.runlog import load
+    from stabkit.sources import load
 
     try:
-        return judge(load(path, attempt), rules), 0
+        return judge(load(path, attempt, columns), rules), 0
     except Exception as error:
         message = _told(error, path)
         _complain(message)

@@ -71,10 +71,10 @@ def test_the_surface_is_frozen() -> None:
         for name, command in commands.commands.items()
     }
     assert surface == {
-        "analyze": ["--attempt", "--fail-on", "--format", "--ignore", "--require", "--select", "paths"],
+        "analyze": ["--attempt", "--fail-on", "--format", "--ignore", "--map", "--require", "--select", "paths"],
         "demo": ["--directory", "--seed", "--steps"],
         "explain": ["rule"],
-        "info": ["--attempt", "path"],
+        "info": ["--attempt", "--map", "path"],
         "rules": [],
     }
     choices = {p.name: list(p.type.choices) for p in commands.commands["analyze"].params if isinstance(p.type, click.Choice)}
@@ -159,7 +159,7 @@ def newer_log(path: Path) -> Path:
 UNREADABLE: dict[str, Callable[[Path], Path]] = {
     "missing": lambda here: here / "nowhere",
     "an empty directory": lambda here: here,
-    "a file of another program": lambda here: write_bytes(here / "x.csv", b"step,loss\n1,2\n"),
+    "a file of another program": lambda here: write_bytes(here / "x.csv", b"article,price\n1,2\n"),
     "a directory of another program": lambda here: write_bytes(here / "x" / "notes.txt", b"\x00\xff").parent,
     "nothing but noise": lambda here: write_bytes(here / "x" / "rank00000" / "run.json", os.urandom(999)).parent.parent,
     "a directory where a file should be": lambda here: write_bytes(here / "x/rank00000/run.json/y", b"").parents[2],
@@ -225,7 +225,7 @@ def test_a_reader_that_breaks_is_a_fault_of_ours_and_no_traceback(
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("stabkit.runlog.load", broken)
+    monkeypatch.setattr("stabkit.sources.load", broken)
     for command in ("analyze", "info"):
         result = invoke(command, log)
         assert result.exit_code == 3
@@ -281,7 +281,7 @@ def test_fail_on_sets_from_which_severity_the_exit_code_is_1(
 
 def test_a_log_without_a_step_has_nothing_to_judge(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = RunLog(streams=(Stream(np.empty(0, np.int64)),))
-    monkeypatch.setattr("stabkit.runlog.load", lambda *args: begun)
+    monkeypatch.setattr("stabkit.sources.load", lambda *args: begun)
     result = invoke("analyze", "runs/a", "--select", "SK902")
     assert result.exit_code == 3
     assert "not judged — none of 1 rule looked" in result.stdout

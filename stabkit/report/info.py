@@ -12,7 +12,7 @@ from rich.text import Text
 
 from stabkit.metric import METRICS, Array, Metric
 from stabkit.report.terminal import columns, hang, heading, show
-from stabkit.report.words import count, duration, number, printable, size
+from stabkit.report.words import count, duration, listed, number, printable, size
 from stabkit.runlog import RunLog
 
 __all__ = ["info"]
@@ -33,6 +33,7 @@ def info(attempts: Sequence[RunLog], bytes_on_disk: int, console: Console) -> No
     console.print(_summary(run, bytes_on_disk), soft_wrap=not console.is_terminal)
     console.print()
     _recorder(run, console)
+    _sources(run, console)
     _attempts(attempts, console)
     for index in range(len(run.streams)):
         _optimizer(run.optimizer(index), console)
@@ -47,11 +48,12 @@ def info(attempts: Sequence[RunLog], bytes_on_disk: int, console: Console) -> No
 
 def _summary(run: RunLog, bytes_on_disk: int) -> Text:
     tensors = [tensor for stream in run.streams for tensor in stream.tensors]
+    own = "taken" not in run.facts  # a log of another tool does not tell how large a tensor is
     parts = [
         count(len(run.steps), "step"),
         count(run.attempts, "attempt"),
-        count(len(tensors), "tensor"),
-        count(sum(tensor.numel for tensor in tensors), "parameter"),
+        *([count(len(tensors), "tensor")] if tensors or own else []),
+        *([count(sum(tensor.numel for tensor in tensors), "parameter")] if own else []),
         *([size(bytes_on_disk)] if bytes_on_disk else []),
     ]
     return Text.assemble((printable(run.path or "this run"), "bold"), ": ", ", ".join(parts))
@@ -67,6 +69,14 @@ def _recorder(run: RunLog, console: Console) -> None:
     _labelled("planned", count(facts["total_steps"], "step") if facts.get("total_steps") else "", console)
     _labelled("processes", _processes(run), console)
     _labelled("updates", "measured from a copy of the weights" if facts.get("exact_updates") else "", console)
+
+
+def _sources(run: RunLog, console: Console) -> None:
+    """Of a log of another tool: which column was taken for what, and which were left alone."""
+    taken, guessed = run.facts.get("taken", {}), run.facts.get("guessed", ())
+    named = [f"{quantity} = {column}" + ("" if quantity in guessed else " (as told)") for quantity, column in taken.items()]
+    _labelled("columns", ", ".join(named), console)
+    _labelled("no number in", listed(list(run.facts.get("text", ())), 12), console)
 
 
 def _processes(run: RunLog) -> str:
@@ -104,10 +114,14 @@ def _extent(run: RunLog) -> str:
         return "no steps"
     first, last = int(steps[0]), int(steps[-1])
     missing = last - first + 1 - len(steps)
+    usual = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
     gaps = f", {count(missing, 'step')} missing in between" if missing else ""
+    if missing and usual > 1 and "taken" in run.facts:  # a tool that logs now and then leaves no gaps
+        gaps = f", usually every {usual}"
     skipped = int(np.nansum(run.series("skipped").values)) if run.has("skipped") else 0
     passed = f", {skipped:,} of them skipped" if skipped else ""
-    return f"{first} to {last}{gaps}{passed}; tensors measured at {int(np.sum(measured > 0)):,} of {len(steps):,}"
+    tensors = f"; tensors measured at {int(np.sum(measured > 0)):,} of {len(steps):,}"
+    return f"{first} to {last}{gaps}{passed}{tensors if len(measured) or 'taken' not in run.facts else ''}"
 
 
 def _optimizer(run: RunLog, console: Console) -> None:
@@ -115,7 +129,8 @@ def _optimizer(run: RunLog, console: Console) -> None:
     name = f"Optimizer {run.index}" if len(run.streams) > 1 else "Optimizer"
     options = [option for option, on in stream.options.items() if on]
     kind = ", ".join(part for part in (stream.optimizer, stream.implementation, *options) if part)
-    heading(console, f"{name}: {printable(kind)}" if kind else name)
+    if kind or stream.tensors or "taken" not in run.facts:
+        heading(console, f"{name}: {printable(kind)}" if kind else name)
     groups = max((values.shape[1] for values in stream.group_values.values()), default=0)
     table = columns("group", "tensors", "parameters", *stream.group_values, right="group tensors parameters")
     for group in range(groups):
@@ -183,7 +198,7 @@ def _with_coverage(run: RunLog, metric: Metric) -> str:
 
 def _scalars(run: RunLog, console: Console) -> None:
     if run.scalars:
-        heading(console, "Logged by you")
+        heading(console, "Left as they are" if "taken" in run.facts else "Logged by you")
         points = (f"{printable(name)} ({count(len(steps), 'point')})" for name, (steps, _) in run.scalars.items())
         hang(console, ", ".join(points))
 

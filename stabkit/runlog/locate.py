@@ -12,7 +12,7 @@ from pathlib import Path
 from stabkit.errors import NotALogError, UsageError
 from stabkit.runlog.lines import decode_line, read_lines
 
-__all__ = ["local_copy", "rank_directories", "ranks_to_read", "stream_folders"]
+__all__ = ["local_copy", "log_around", "rank_directories", "ranks_to_read", "stream_folders"]
 
 _ADVICE = "Give the directory that was passed to stabkit.watch."
 
@@ -80,12 +80,16 @@ def stream_folders(directory: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
+def log_around(file: Path) -> Path | None:
+    """The log that a file is part of; None where it is part of none."""
+    return next((parent for parent in (file.parent, *file.parent.parents[:2]) if _is_log(parent)), None)
+
+
 def _find(root: Path) -> dict[int, Path]:
     if not root.exists():
         raise NotALogError(f"there is no {root}. {_ADVICE}")
     if not root.is_dir():
-        owner = next((parent for parent in (root.parent, *root.parent.parents[:2]) if _is_log(parent)), None)
-        if owner:
+        if owner := log_around(root):
             raise NotALogError(f"{root} is a file of the log {owner}. Give that directory.")
         raise NotALogError(f"{root} is a file that stabkit did not write. {_ADVICE}")
     ranks = rank_directories(root)
