@@ -85,7 +85,7 @@ def _run(log: _Log, attempt: int, by_default: bool) -> RunLog:
     previous: Callable[[], RunLog | None] = lambda: None  # noqa: E731
     if attempt:
         previous = cache(lambda: _run(log, attempt - 1, False))
-    held = {*taken.values(), *log.tensors.names}
+    held = {*taken.values(), *log.taken.groups, *log.tensors.names}
     others = [name for name, column in log.collected.columns.items() if name not in held and len(column.rows)]
     text = [name for name, column in log.collected.columns.items() if not len(column.rows)]
     return RunLog(
@@ -120,6 +120,9 @@ def _stream(log: _Log, attempt: int) -> Stream:
         at, when = log.points(log.taken.quantities["time"], attempt)
         values["time"] = _spread(at, np.where(when > _MILLISECONDS, when / 1000, when), steps)
     groups = {name: values.pop(name)[:, None] for name in list(values) if (name, "group") in METRICS}
+    if log.taken.groups:
+        of_each = (_spread(*log.points(column, attempt), steps) for column in log.taken.groups)
+        groups["lr"] = np.stack(list(of_each), axis=1)
     tensor_steps, columns = log.tensors.read(lambda column: log.points(column, attempt))
     return Stream(steps, values, groups, log.tensors.infos, tensor_steps, columns)
 

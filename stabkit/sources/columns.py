@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.errors import UsageError
-from stabkit.metric import METRICS
+from stabkit.metric import METRICS, Array
+from stabkit.runlog.stream import Steps
 from stabkit.sources.collect import Collected
 
 __all__ = ["MAPPABLE", "Taken", "plain", "take"]
@@ -71,8 +72,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Plain names of each quantity, the surest first. For the loss, those of evaluation come last of all (`_EVALUATION`)."""
 
-GROUPS = re.compile(r"(?P<stem>.*?(?:lr|learning[ _]rate)\D*?)[/_\-. ]?(?:group[_ ]?|pg)?(?P<group>\d{1,3})")
-"""The rate of one of several groups: "lr/1", "lr-AdamW/pg2"."""
+_GROUP = re.compile(r"(?P<stem>.+?)[/_\-. ]?(?:group[_ ]?|pg)?(?P<group>\d{1,3})")
+"""One of several groups: "lr/1", "lr-AdamW/pg2"."""
 
 _EVALUATION = re.compile(r"(?:^|_)(?:val|valid|validation|eval|evaluation|test|tel|vl|dev|holdout)(?:_|$)")
 _NOT_A_LOSS = re.compile(r"scal|(?:^|_)(?:aux|balance|moe|router|z|reg|kl|spike|best|min|max|std|var|delta|lr|grad)(?:_|$)")
@@ -85,19 +86,21 @@ class Taken:
     """Which column was taken for what.
 
     Attributes:
-        quantities: Column by quantity, "step" and "time" included.
+        quantities: Column by quantity, "step" and "time" included; of a rate with several groups that of the first.
+        groups: The columns of all groups of the rate, in order; empty where there is one.
         guessed: The quantities that were guessed, not told.
         notes: What there is to say of the choice.
     """
 
     quantities: Mapping[str, str]
+    groups: tuple[str, ...] = ()
     guessed: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 
 def plain(name: str) -> str:
     """A name in lower case with single underscores, whatever its words were joined by."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"\([^)]*\)", " ", name))
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", re.sub(r"\([^)]*\)", " ", name))
     return re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")
 
 
@@ -126,7 +129,8 @@ def take(collected: Collected, mapping: Mapping[str, str] | None = None) -> Take
         chosen |= _step(collected, free, _leading(collected, chosen), notes)
     if "time" not in told:
         chosen |= _time(collected, {name: word for name, word in free.items() if name != chosen.get("step")})
-    return Taken(chosen, frozenset(chosen) - frozenset(told), tuple(notes))
+    groups = () if "lr" in told or "lr" not in chosen else _groups(chosen["lr"], free)
+    return Taken(chosen, groups, frozenset(chosen) - frozenset(told), tuple(notes))
 
 
 def _told(collected: Collected, mapping: Mapping[str, str]) -> Mapping[str, str]:
@@ -184,6 +188,16 @@ def _loss(collected: Collected, free: Mapping[str, str], notes: list[str]) -> st
     return None
 
 
+def _groups(rate: str, free: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns of a rate with several groups: "lr", "lr/1", "lr/2" or "lr/group0", "lr/group1"."""
+    own = _GROUP.fullmatch(rate)
+    stem = own["stem"] if own else rate
+    alike = {int(match["group"]): name for name in free if (match := _GROUP.fullmatch(name)) and match["stem"] == stem}
+    first = int(own["group"]) if own else 0
+    numbers = [first, *sorted(alike)]
+    return (rate, *(alike[n] for n in numbers[1:])) if alike and numbers == [*range(first, first + len(numbers))] else ()
+
+
 def _leading(collected: Collected, chosen: Mapping[str, str]) -> str | None:
     """The column whose rows must have a step: the loss, or of what was taken the one with the most numbers."""
     if "loss" in chosen:
@@ -212,7 +226,7 @@ def _step(collected: Collected, free: Mapping[str, str], leading: str | None, no
     return {}
 
 
-def _begins_again(values: np.ndarray, rows: np.ndarray, collected: Collected) -> bool:  # type: ignore[type-arg]
+def _begins_again(values: Array, rows: Steps, collected: Collected) -> bool:
     """Whether a count falls back to its beginning at least twice, and only where the epoch goes up."""
     falls = np.flatnonzero(np.diff(values) < 0) + 1
     epoch = next((column for name, column in collected.columns.items() if plain(name).split("_")[-1] == "epoch"), None)

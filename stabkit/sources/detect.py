@@ -30,10 +30,10 @@ def recognise(path: Path) -> Reader | None:
     lines = words.split("\n")
     if len(head) >= HEAD:
         lines = lines[:-1]
-    if _objects(lines):
-        return jsonl.read
     if trainer_state.begins(words):
         return trainer_state.read
+    if _objects(lines):
+        return jsonl.read
     if comma.recognise(lines):
         return comma.read
     if text.has_rows(lines) or path.name.removesuffix(".gz").endswith(_TEXT_NAMES):

@@ -129,7 +129,8 @@ def _without_earlier_checkpoints(groups: list[Group]) -> list[Group]:
 
 def _directories(root: Path) -> list[Path]:
     """A directory and those below it, but nothing of what is inside a log of stabkit."""
-    found, queue = [], [(root, 0)]
+    found: list[Path] = []
+    queue = [(root, 0)]
     while queue and len(found) < _MOST_FILES:
         directory, depth = queue.pop(0)
         found.append(directory)

@@ -87,7 +87,8 @@ def read_lines(path: Path, into: Collected) -> Iterator[tuple[int, str, bool]]:
     a progress bar that returns to the beginning of its line makes a new line each time.
     """
     with closing(open_bytes(path, into.notes)) as file:
-        number, pending, length, spoiled = 0, [], 0, False
+        pending: list[str] = []
+        number, length, spoiled = 0, 0, False
         decoder: io.IncrementalNewlineDecoder | None = None
         ended = False
         while not ended and not into.full:

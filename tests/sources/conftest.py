@@ -28,7 +28,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def real_logs() -> Path:
     """A folder of logs that other projects published, in the formats their own tools wrote."""
     places = [Path(place) for place in (os.environ.get("STABKIT_REAL_LOGS", ""),) if place]
-    places += [parent / name for parent in ROOT.parents for name in ("reallogs", "shared/reallogs")]
+    places += [place for parent in ROOT.parents[:2] for place in (parent / "reallogs", *sorted(parent.glob("*/reallogs")))]
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         pytest.skip("there are no real logs here: STABKIT_REAL_LOGS names their folder")
