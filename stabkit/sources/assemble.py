@@ -72,6 +72,8 @@ def assemble(collected: Collected, name: str, mapping: Mapping[str, str] | None 
         leading[collected.columns[led].where] = True
     ordered = order(steps, known, leading)
     notes = (*collected.remarks(), *taken.notes, *remarks, *_silent_end(collected, taken), *ordered.notes.get(-1, ()))
+    if led is not None:
+        notes = (*notes, *_repeats(steps, ordered, collected.columns[led].where))
     log = _Log(collected, name, taken, tensors, steps, ordered, notes)
     chosen = ordered.attempts - 1 if attempt is None else attempt
     if not 0 <= chosen < ordered.attempts:
@@ -141,6 +143,14 @@ def _steps(collected: Collected, taken: Taken) -> tuple[Index, NDArray[np.bool_]
     known[column.where[good]] = True
     without = int(np.sum(~known))
     return steps, known, [f"{without} row{'s have' if without > 1 else ' has'} no step: left out"] if without else []
+
+
+def _repeats(steps: Index, ordered: Ordered, rows: Index) -> list[str]:
+    """That steps were logged more than once without a resume, as by several processes that print to one file."""
+    kept = rows[ordered.attempt[rows] >= 0]
+    distinct = len(np.unique(np.stack([ordered.attempt[kept], steps[kept]]), axis=1).T)
+    more = len(kept) - distinct
+    return [f"{more} row{'s repeat steps' if more > 1 else ' repeats a step'} logged before: the last counts"] if more else []
 
 
 def _silent_end(collected: Collected, taken: Taken) -> list[str]:

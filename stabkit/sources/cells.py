@@ -15,6 +15,7 @@ NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|[nN][aA][nN
 _NOTHING = frozenset({"", "-", "--", "none", "null", "na", "n/a", "#n/a", "<na>", "nil", "missing"})
 _WORDS = {"true": 1.0, "false": 0.0}
 _TENSOR = re.compile(rf"(?:tensor|array)\(\s*\[?\s*({NUMBER})\s*\]?\s*(?:,.*)?\)\Z")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _SPECIAL = {"1.#inf": float("inf"), "-1.#inf": float("-inf"), "1.#qnan": float("nan"), "-1.#ind": float("nan")}
 
 
@@ -38,6 +39,8 @@ def read_cell(text: str, decimal_comma: bool = False) -> Cell:
         return _WORDS[word]
     if word in _SPECIAL:
         return _SPECIAL[word]
+    if not decimal_comma and _THOUSANDS.fullmatch(word):
+        return float(word.replace(",", ""))
     if decimal_comma and word.count(",") == 1:
         return read_cell(word.replace(",", "."))
     if word.endswith("%"):

@@ -32,7 +32,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "step": (
         *("global_step", "global_steps", "step", "steps", "train_step", "training_step", "optimizer_step", "iteration"),
         *("iterations", "iter", "iters", "it", "num_updates", "updates", "update", "train_steps", "train_iter", "n_iter"),
-        *("global_iter", "global_iteration", "batch", "batch_idx", "batch_num", "s", "i", "samples", "epoch", "epochs"),
+        *("global_iter", "global_iteration", "batch", "batch_idx", "batch_num", "time_batch", "s", "epoch", "epochs"),
     ),
     "loss": (
         *("loss", "train_loss", "lm_loss", "training_loss", "loss_train", "loss_training", "trn_loss", "tr_loss", "trl"),
@@ -56,9 +56,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         *("grad_norm_postclip", "post_clip_grad_norm", "grad_norm_after_clipping"),
     ),
     "lr": (
-        *("lr", "learning_rate", "learningrate", "lr_abs", "lr_0", "learning_rate_0", "lr_group_0", "lr_group0", "lr_pg1"),
-        *("lr_default", "base_lr", "current_lr", "cur_lr", "lr_adamw", "lr_adam", "lr_sgd", "lr_adamw_pg1", "lr_adam_pg1"),
-        *("lr_sgd_pg1", "train_lr", "max_lr", "last_lr", "lr_base"),
+        *("lr", "learning_rate", "learningrate", "lr_abs", "lr_default", "base_lr", "current_lr", "cur_lr", "train_lr"),
+        *("max_lr", "last_lr", "lr_base"),
     ),
     "loss_scale": (
         *("loss_scale", "lossscale", "loss_scaling", "grad_scale", "gradient_scale", "scaler_scale", "amp_scale"),
@@ -72,11 +71,22 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Plain names of each quantity, the surest first. For the loss, those of evaluation come last of all (`_EVALUATION`)."""
 
+_PREFIXED = {
+    quantity: re.compile((_TRAIN if quantity == "loss" else _PREFIX) + f"({'|'.join(name for name in names if len(name) > 1)})")
+    for quantity, names in NAMES.items()
+}
+
 _GROUP = re.compile(r"(?P<stem>.+?)[/_\-. ]?(?:group[_ ]?|pg)?(?P<group>\d{1,3})")
 """One of several groups: "lr/1", "lr-AdamW/pg2"."""
 
+_OF_A_GROUP = re.compile(
+    r"(?:_(?:[a-z]+_)?\w*(?:adam|sgd|lion|muon|adafactor|rmsprop)[a-z]*)?(?:_(?:group|pg|param_group)?_?[01])?$"
+)
+"""What names of a rate end in: the optimizer's name and the first group's number."""
+
 _EVALUATION = re.compile(r"(?:^|_)(?:val|valid|validation|eval|evaluation|test|tel|vl|dev|holdout)(?:_|$)")
 _NOT_A_LOSS = re.compile(r"scal|(?:^|_)(?:aux|balance|moe|router|z|reg|kl|spike|best|min|max|std|var|delta|lr|grad)(?:_|$)")
+_LONGEST_NAME = 200
 _EPOCH_SECONDS = 1e9  # September 2001: what is larger is a time of day, what is smaller a duration
 _EPOCH_MILLISECONDS = 1e11
 
@@ -99,8 +109,12 @@ class Taken:
 
 
 def plain(name: str) -> str:
-    """A name in lower case with single underscores, whatever its words were joined by."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", re.sub(r"\([^)]*\)", " ", name))
+    """A name in lower case with single underscores, whatever its words were joined by.
+
+    What wandb puts before it in a table ("wise-owl-3 - train/loss") and units in brackets are left out.
+    """
+    bare = re.sub(r"\([^)]*\)", " ", name.rpartition(" - ")[2])
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", bare)
     return re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")
 
 
@@ -116,7 +130,8 @@ def take(collected: Collected, mapping: Mapping[str, str] | None = None) -> Take
     """
     told = _told(collected, mapping or {})
     chosen = {quantity: column for quantity, column in told.items() if column}
-    free = {name: plain(name) for name, column in collected.columns.items() if len(column.rows) and name not in chosen.values()}
+    holding = (name for name, column in collected.columns.items() if len(column.rows) and len(name) <= _LONGEST_NAME)
+    free = {name: plain(name) for name in holding if name not in chosen.values()}
     notes: list[str] = []
     for quantity in NAMES:
         if quantity in told or quantity in ("step", "time"):
@@ -160,14 +175,13 @@ def _rank(quantity: str, word: str) -> tuple[int, int] | None:
     """How well a plain name fits a quantity: less is better; None where it does not."""
     if _EVALUATION.search(word) or (quantity == "loss" and _NOT_A_LOSS.search(word)):
         return None
+    if quantity == "lr":
+        word = _OF_A_GROUP.sub("", word)
     names = NAMES[quantity]
     if word in names:
         return 0, names.index(word)
-    for place, name in enumerate(names):
-        prefix = _TRAIN if quantity == "loss" else _PREFIX
-        if len(name) > 1 and re.fullmatch(prefix + re.escape(name), word):
-            return 1, place
-    return None
+    match = _PREFIXED[quantity].fullmatch(word)
+    return (1, names.index(match[1])) if match else None
 
 
 def _loss(collected: Collected, free: Mapping[str, str], notes: list[str]) -> str | None:

@@ -9,7 +9,7 @@ from stabkit.sources.cells import NUMBER, Cell, read_cell
 __all__ = ["row"]
 
 _ITERATION = re.compile(r"(?:^|[\s:\]])iteration\s+(\d+)\s*/\s*\d+\s*\|")
-_FIELD = re.compile(rf"\s*([A-Za-z][^|:]*?)\s*:\s*({NUMBER})\s*\|")
+_FIELD = re.compile(rf"\s*([A-Za-z][^|:]{{0,80}}?)\s*:\s*({NUMBER})\s*\|")
 
 
 def row(line: str) -> dict[str, Cell] | None:

@@ -26,6 +26,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
 """Stored column, and what stands before the tensor's name in those of its norm."""
 
 _TENSOR = re.compile(r".*(?:\.|\A)(?:weight|bias|kernel|embedding|scale|gamma|beta|\w*(?:weight|bias|_proj|embed\w*))\Z")
+_LONGEST_NAME = 300
 _ROLES = (("bias", r"bias\Z"), ("norm", r"norm|(?:^|[._])ln\d*|layernorm|bn\d*[._]"), ("embedding", r"emb|wte|wpe"))
 
 
@@ -60,7 +61,8 @@ class TensorColumns:
 
 def tensor_columns(collected: Collected, taken: Taken) -> TensorColumns:
     """The columns that are clearly norms of tensors: by the word "norm", by a parameter's name, and by no negative value."""
-    free = [name for name, column in collected.columns.items() if len(column.rows) and name not in taken.quantities.values()]
+    free = [name for name, column in collected.columns.items() if len(column.rows) and len(name) <= _LONGEST_NAME]
+    free = [name for name in free if name not in taken.quantities.values()]
     kinds: dict[str, dict[str, str]] = {}
     for name in free:
         for kind, before in _KINDS:

@@ -7,7 +7,7 @@ Lines of Megatron and DeepSpeed are left to those who know them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -20,15 +20,22 @@ from stabkit.sources.megatron import row as megatron_row
 __all__ = ["has_rows", "pairs", "read"]
 
 _PAIR = re.compile(
-    rf"(?<![\w.])(?P<name>[A-Za-z_][\w./%-]*(?:[ ][A-Za-z_][\w./-]*){{0,3}}?)(?:\s*\([^()]{{0,20}}\))?[\"']?"
+    rf"(?<![\w.])(?P<name>[A-Za-z_][\w./%-]{{0,80}}(?:[ ][A-Za-z_][\w./-]{{0,80}}){{0,3}}?)(?:\s*\([^()]{{0,20}}\))?[\"']?"
     rf"(?:\s*[:=]\s*|\s+)[\[(\"']*\s*(?P<value>{NUMBER})(?P<after>[A-Za-z%/]?)"
 )
 """A name of up to four words, then a number. What follows the number tells a unit (`ms`) from a word (`3rd`)."""
 
 _STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?")
-_STEPS = ("global_step", "step", "iteration", "iter", "it", "update", "num_updates", "steps", "s")
+_STEPS = ("global_step", "num_updates", "step", "iteration", "iter", "it", "steps", "update", "s")
+"""Words for the step, the surest first."""
+_SURE = _STEPS[:2]
+_FIRST_PAIRS = 4
+"""Among so many pairs of a line the other words for a step must be: further on they are something else."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_TRIPLE = re.compile(rf"\s*(\d+) (train|val|test) ({NUMBER})\s*")
+"""As build-nanogpt writes it: `100 train 5.1234`."""
 _LOSSES = re.compile(r"loss|trl|nll")
-_LONGEST = 20_000
+_LONGEST = 8_000
 """Characters of a line that are looked at: rows of numbers are shorter, and printed models longer."""
 _MOST_PAIRS = 200
 
@@ -43,7 +50,8 @@ def read(path: Path, into: Collected) -> None:
     }
     counts = dict.fromkeys(kinds, 0)
     stepless: list[dict[str, Cell]] = []
-    for _, line, _ in read_lines(path, into):
+    for _, printed, _ in read_lines(path, into):
+        line = _COLOUR.sub("", printed) if "\x1b" in printed else printed
         if len(line) > _LONGEST or not any(c.isdigit() for c in line):
             continue
         for kind, row in kinds.items():
@@ -85,12 +93,24 @@ def pairs(line: str) -> dict[str, Cell]:
 
 
 def _row_with_step(line: str) -> dict[str, Cell] | None:
+    if match := _TRIPLE.fullmatch(line):
+        return {"step": float(match[1]), f"{match[2]}_loss": read_cell(match[3])}
     found = pairs(line)
-    step = next((name for name in found if name.lower().split(" ")[-1] in _STEPS), None)
-    if step is None or len(found) < 2 or list(found).index(step) > 3:
+    if len(found) < 2:
+        return None
+    may_be = [name for place, name in enumerate(found) if _may_be_step(place, name, found)]
+    named = {name.lower().split(" ")[-1]: name for name in reversed(may_be)}
+    step = next((named[word] for word in _STEPS if word in named), None)
+    if step is None:
         return None
     cells: dict[str, Cell] = {"step": found.pop(step)}
     return cells | found
+
+
+def _may_be_step(place: int, name: str, found: Mapping[str, Cell]) -> bool:
+    value = found[name]
+    whole = isinstance(value, float) and value.is_integer()
+    return whole and (place < _FIRST_PAIRS or name.lower() in _SURE)
 
 
 def _row_without_step(line: str) -> dict[str, Cell] | None:

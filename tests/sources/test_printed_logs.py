@@ -110,6 +110,20 @@ def test_what_transformers_prints(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "losses"),
+    [
+        ("0 val 10.9\n0 train 10.8\n1 train 10.5\n250 val 6\n", {0: 10.8, 1: 10.5}),  # build-nanogpt
+        ("\x1b[31mstep:  1  \x1b[32mloss:  8.5  \x1b[34mgrad_norm: 1.5\nstep:  2  loss:  8.0\n", {1: 8.5, 2: 8.0}),
+        ('2024-01-01 | INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "9.5", "loss_scale": "64", '
+         '"num_updates": "10"}\n', {10: 9.5}),  # fairseq
+        ("Iter [50/1000]  lr: 1e-04, loss: 1.5\nIter [100/1000]  lr: 1e-04, loss: 1.25\n", {50: 1.5, 100: 1.25}),  # mmcv
+    ],
+)  # fmt: skip
+def test_what_others_print(write: Write, text: str, losses: dict[int, float]) -> None:
+    assert values(stabkit.load(write("train.log", text)), "loss") == losses
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("s:12 trl:3.25", {"s": 12, "trl": 3.25}),

@@ -99,9 +99,15 @@ def test_many_resumes_equal_an_oracle(tmp_path_factory: pytest.TempPathFactory, 
         ("step policy_loss value_loss lr", {"lr": "lr"}),
         ("step ctc_loss aux_loss", {"loss": "ctc_loss"}),
         ("trainer/global_step train_loss_step train_loss_epoch lr-AdamW", {"loss": "train_loss_step", "lr": "lr-AdamW"}),
+        ("trainer/global_step loss/train/total l2_norm/grad/global lr-DecoupledAdamW/group0",
+         {"loss": "loss/train/total", "grad_norm": "l2_norm/grad/global", "lr": "lr-DecoupledAdamW/group0"}),
+        ("step train/CrossEntropyLoss optim/total_grad_norm optim/learning_rate_group0",
+         {"loss": "train/CrossEntropyLoss", "grad_norm": "optim/total_grad_norm", "lr": "optim/learning_rate_group0"}),
+        ("step loss_metrics/global_avg_loss loss_metrics/global_max_loss grad_norm",
+         {"loss": "loss_metrics/global_avg_loss", "grad_norm": "grad_norm"}),
         ("epoch loss", {"step": "epoch", "loss": "loss"}),
     ],
-)
+)  # fmt: skip
 def test_guesses(names: str, expected: dict[str, str]) -> None:
     collected = Collected()
     for row in range(20):
@@ -161,6 +167,21 @@ def test_gradients_that_are_no_norms_stay_as_they_are(write: Write) -> None:
 )
 def test_counts_of_skipped_steps(column: str, steps: list[int], logged: list[float], expected: list[float]) -> None:
     np.testing.assert_array_equal(skipped_steps(column, np.array(steps), np.array(logged, dtype=float)), expected)
+
+
+def test_a_table_that_wandb_exports(write: Write) -> None:
+    logged = ("train/loss", "train/loss__MIN", "train/loss__MAX", "train/grad_norm")
+    text = ",".join(['"Step"', *(f'"wise-owl-3 - {name}"' for name in logged)]) + "\n"
+    text += '"1","2.5","2.0","3.0","1.5"\n"1,000","1.5","1.0","2.0","1.0"\n'
+    run = stabkit.load(write("wandb_export.csv", text))
+    assert run.steps.tolist() == [1, 1000]
+    assert run.series("loss").values.tolist() == [2.5, 1.5] and run.series("grad_norm").values.tolist() == [1.5, 1.0]
+
+
+def test_steps_that_several_processes_log(write: Write) -> None:
+    run = stabkit.load(write("log.csv", "step,loss\n" + "".join(f"{step},{rank}\n" for step in range(9) for rank in (1, 2))))
+    assert run.series("loss").values.tolist() == [2.0] * 9
+    assert "9 rows repeat steps logged before: the last counts" in run.notes
 
 
 def test_plain_names() -> None:
