@@ -161,5 +161,7 @@ def _names(header: Sequence[str]) -> tuple[str, ...] | None:
 
 def _is_header(cells: Sequence[str], names: Sequence[str]) -> bool:
     """Whether a row in the middle is a header: written again when the logger was opened again, perhaps with more columns."""
+    if cells and cells[0][:1].isdigit():  # as almost every row begins
+        return False
     stripped = [cell.strip().strip('"').strip() for cell in cells]
     return len(cells) > 1 and 2 * sum(cell in names for cell in stripped if cell) >= len(stripped) and all(stripped)
