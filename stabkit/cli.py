@@ -88,13 +88,18 @@ _attempt = click.option("--attempt", type=click.IntRange(0), metavar="N", help="
     help="Exit with 1 for a finding of this severity or a higher one.",
 )
 @_attempt
-def analyze(paths: Words, format: str, select: Words, ignore: Words, require: Words, fail_on: str, attempt: int | None) -> None:
-    """Judge saved runs.
+@click.option("--follow", is_flag=True, help="Print the findings of a run that goes on, as they appear.")
+@click.option("--wait", is_flag=True, help="With --follow: wait for a log that is not there yet.")
+def analyze(
+    paths: Words, format: str, select: Words, ignore: Words, require: Words, fail_on: str, attempt: int | None, follow: bool, wait: bool
+) -> None:
+    """Judge saved runs, or with --follow one that is still going on.
 
     Tells what went wrong, in which tensor, at which step, and what to change; or how much of it could be looked at.
 
     Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 usage; 3 nothing readable, or a rule named by --require
-    could not look. Of several paths the highest counts.
+    could not look. Of several paths the highest counts. --follow ends with the run, or by Ctrl-C, with the code of what
+    was found until then.
     """
     from stabkit.report.json import render
     from stabkit.report.text import report, tally
@@ -103,11 +108,19 @@ def analyze(paths: Words, format: str, select: Words, ignore: Words, require: Wo
     threshold = Severity[fail_on.upper()]
     runs: list[Diagnosis | Unreadable] = []
     code = 0
+    if wait and not follow or follow and len(paths) > 1:
+        raise click.UsageError("--wait goes with --follow, and --follow with one run")
+    if follow:
+        from stabkit.live.follow import Follower
+        from stabkit.live.terminal import follow as watch_it
+
+        console = _console() if format == "text" else None
+        last = watch_it(Follower(paths[0], chosen, attempt), console, _complain, wait, left_out)
+        click.get_current_context().exit(_code(last, threshold, required) if last else 3)
     for path in paths:
         run, failure = _judge(path, attempt, chosen)
         if isinstance(run, Diagnosis):
-            failure = run.exit_code_for(threshold, required) if run.steps else 3
-            _tell_what_could_not_run(run, required)
+            failure = _code(run, threshold, required)
             if format == "text":
                 click.echo("\n" if runs else "", nl=False)
                 report(run, _console(), left_out)
@@ -194,10 +207,12 @@ def _judge(path: str, attempt: int | None, rules: tuple[Analyzer, ...]) -> tuple
         return Unreadable(path, message), 2 if isinstance(error, UsageError) else 3
 
 
-def _tell_what_could_not_run(run: Diagnosis, required: Words) -> None:
+def _code(run: Diagnosis, threshold: Severity, required: Words) -> int:
+    """The exit code of a diagnosis; tells which required rules could not look."""
     for outcome in run.outcomes:
         if outcome.rule in required and outcome.status in (Status.NOT_APPLICABLE, Status.FAILED):
             _complain(f"{run.path}: {outcome.rule} {outcome.name} is required and could not look: {outcome.reason}")
+    return run.exit_code_for(threshold, required) if run.steps else 3
 
 
 def _choice(select: Words, ignore: Words, require: Words) -> tuple[tuple[Analyzer, ...], Words, int]:

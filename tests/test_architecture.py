@@ -24,7 +24,7 @@ ARROWS = {
     "sources": {"runlog"},
     "report": {"finding", "runlog"},
     "dashboard": {"report", "analyzers", "finding", "runlog"},
-    "live": {"analyzers", "finding", "runlog"},
+    "live": {"analyzers", "finding", "report", "runlog"},
     "watch": {"hooks", "runlog", "dashboard", "live", "finding"},
     "demo": {"watch", "load", "analyze"},
     "cli": ROOMS - {"hooks", "cli"},
