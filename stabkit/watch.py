@@ -40,8 +40,8 @@ class StabkitWarning(UserWarning):
 class Recorder(Protocol):
     """What a `Watch` passes the user's own notes to."""
 
-    def scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Record the user's numbers."""
+    def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
+        """Record the user's numbers, told of the coming step where they are `ahead`."""
 
     def event(self, event: str, **details: Any) -> None:
         """Record a note."""
@@ -60,11 +60,17 @@ class Watch:
     def __init__(self, logdir: Path | None, monitor: Monitor | None, recorder: Recorder | None) -> None:
         self.logdir = logdir
         self._monitor, self._recorder = monitor, recorder
+        self._ahead: bool | None = None  # whether batches are named at the top of the loop; None before the first
 
     def log(self, **scalars: Any) -> None:
-        """Record numbers beside the current step, such as `log(val_loss=2.3)`, or identifiers such as `log(batch="17")`."""
+        """Record numbers beside the last step, such as `log(val_loss=2.3)`, or what its batch is called: `log(batch="17")`.
+
+        Findings name the batches of their steps. Name each once, anywhere in the loop's body: between backward and step it is
+        that step's; otherwise it is the coming step's if the first was named before any backward, as at the top of the loop,
+        else the last step's, as after `optimizer.step()`. With several micro-batches to a step, name each.
+        """
         values = {name: _plain(value) for name, value in scalars.items()}
-        self._safely(lambda recorder: recorder.scalars(self._step, values))
+        self._safely(lambda recorder: recorder.scalars(self._step, values, "batch" in values and self._named_ahead()))
 
     def mark(self, note: str) -> None:
         """Record a remark at the current step, such as `mark("lr halved")`."""
@@ -77,6 +83,13 @@ class Watch:
     @property
     def _step(self) -> int:
         return self._monitor.step if self._monitor else 0
+
+    def _named_ahead(self) -> bool:
+        """Whether a batch that is named now is that of the coming step."""
+        under_way = self._monitor is not None and self._monitor.under_way
+        if self._ahead is None:
+            self._ahead = self._step == 0 and not under_way
+        return self._ahead or under_way
 
     def _safely(self, act: Any) -> None:
         if self._recorder is None:
@@ -119,8 +132,8 @@ class _Outputs:
     def event(self, event: str, **details: Any) -> None:
         self._log.event(event, **details)
 
-    def scalars(self, step: int, values: dict[str, Any]) -> None:
-        self._log.scalars(step, values)
+    def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
+        self._log.scalars(step, values, ahead)
         self._guarded(lambda dashboard: dashboard.scalars(step, values))
 
     def flush(self) -> None:

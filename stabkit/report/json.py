@@ -19,6 +19,7 @@
                "advice",
                "remedy": {NAME: number},               what the advice says first, by the names of `stabkit.finding.REMEDIES`
                "confidence",                           [precision, low, high] as measured; null until it has been
+               "batches": {STEP: [str]},               what log(batch=...) called those of first_step and event_step
                "consequences": [FINDING + "rule", "name"]}   findings of other rules that this one explains
 
 `--follow` prints a document per line instead, one for each finding as it appears:
@@ -104,6 +105,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "advice": finding.advice,
         "remedy": dict(finding.remedy),
         "confidence": finding.confidence and list(finding.confidence),
+        "batches": {str(step): list(names) for step, names in finding.batches.items()},
         "consequences": [{"rule": c.rule, "name": c.name, **_finding(c)} for c in finding.consequences],
     }
 
