@@ -90,9 +90,7 @@ _attempt = click.option("--attempt", type=click.IntRange(0), metavar="N", help="
 @_attempt
 @click.option("--follow", is_flag=True, help="Print the findings of a run that goes on, as they appear.")
 @click.option("--wait", is_flag=True, help="With --follow: wait for a log that is not there yet.")
-def analyze(
-    paths: Words, format: str, select: Words, ignore: Words, require: Words, fail_on: str, attempt: int | None, follow: bool, wait: bool
-) -> None:
+def analyze(paths: Words, format: str, fail_on: str, attempt: int | None, follow: bool, wait: bool, **rules: Words) -> None:
     """Judge saved runs, or with --follow one that is still going on.
 
     Tells what went wrong, in which tensor, at which step, and what to change; or how much of it could be looked at.
@@ -104,18 +102,16 @@ def analyze(
     from stabkit.report.json import render
     from stabkit.report.text import report, tally
 
-    chosen, required, left_out = _choice(select, ignore, require)
+    chosen, required, left_out = _choice(**rules)
     threshold = Severity[fail_on.upper()]
     runs: list[Diagnosis | Unreadable] = []
     code = 0
-    if wait and not follow or follow and len(paths) > 1:
+    if wait > follow or follow > (len(paths) == 1):
         raise click.UsageError("--wait goes with --follow, and --follow with one run")
     if follow:
-        from stabkit.live.follow import Follower
-        from stabkit.live.terminal import follow as watch_it
+        from stabkit.live.terminal import follow as go_along
 
-        console = _console() if format == "text" else None
-        last = watch_it(Follower(paths[0], chosen, attempt), console, _complain, wait, left_out)
+        last = go_along(paths[0], chosen, attempt, _console() if format == "text" else None, _complain, wait)
         click.get_current_context().exit(_code(last, threshold, required) if last else 3)
     for path in paths:
         run, failure = _judge(path, attempt, chosen)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 from rich.console import Console
 
+from stabkit.analyzers import ANALYZERS, Analyzer
 from stabkit.errors import NotALogError, UsageError
 from stabkit.finding import Diagnosis, Finding
 from stabkit.live.follow import Follower
@@ -23,15 +24,23 @@ SHARE = 0.25
 """How much of one core the looks may take."""
 
 
-def follow(follower: Follower, console: Console | None, complain: Callable[[str], None], wait: bool, left_out: int) -> Diagnosis | None:
+def follow(
+    path: str,
+    analyzers: Sequence[Analyzer],
+    attempt: int | None,
+    console: Console | None,
+    complain: Callable[[str], None],
+    wait: bool,
+) -> Diagnosis | None:
     """Print findings until the run has closed its log, or until Ctrl-C.
 
     Args:
-        follower: The log.
+        path: The run's directory.
+        analyzers: The rules.
+        attempt: Which attempt; the last one by default, also where a new one begins.
         console: Where to print text; None prints a JSON document per line.
         complain: Given sentences that are no findings.
         wait: Whether to wait for a log that is not there yet. One that was there and is gone is always waited for.
-        left_out: How many rules of the catalogue are not asked.
 
     Returns:
         The diagnosis of the last look, None where there was none.
@@ -41,17 +50,18 @@ def follow(follower: Follower, console: Console | None, complain: Callable[[str]
         NotALogError: there is no log, and it is not to be waited for.
         LogVersionError: written in a format this version does not know.
     """
-    if "://" in str(follower.path):
+    if "://" in path:
         raise UsageError("--follow follows a directory of this machine, not a URL")
+    follower = Follower(path, analyzers, attempt)
     if console:
-        complain(f"following {follower.path}; Ctrl-C ends")
+        complain(f"following {path}; Ctrl-C ends")
     try:
         _until_it_ends(follower, console, complain, wait)
     except KeyboardInterrupt:
-        complain(f"stopped following {follower.path}; it may go on")
+        complain(f"stopped following {path}; it may go on")
     if console and follower.diagnosis:
         console.print()
-        console.print(summary(follower.diagnosis, left_out), soft_wrap=not console.is_terminal)
+        console.print(summary(follower.diagnosis, len(ANALYZERS) - len(analyzers)), soft_wrap=not console.is_terminal)
     return follower.diagnosis
 
 

@@ -156,7 +156,8 @@ class Verdicts:
         try:
             self._on_finding(finding)
         except BaseException as error:  # also SystemExit: it would end this thread and nothing else
-            self._complain("callback", f"on_finding raised {type(error).__name__}: {error}; it is called again for the next one")
+            raised = f"on_finding raised {type(error).__name__}: {error}"
+            self._complain("callback", f"{raised}; it is called again for the next finding")
 
     def _complain(self, kind: str, message: str) -> None:
         """Say once what went wrong."""

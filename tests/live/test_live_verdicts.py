@@ -35,13 +35,13 @@ def keys(findings: Any) -> set[Key]:
     return found
 
 
-SLOW = pytest.mark.slow
+
+def slowly(*names: str) -> list[Any]:
+    """Cases that take seconds each."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["no_warmup", "growing_until_nan", *(pytest.param(name, marks=SLOW) for name in ("healthy", "gradient_spike", "bad_batches"))],
-)
+@pytest.mark.parametrize("name", ["no_warmup", "growing_until_nan", *slowly("healthy", "gradient_spike", "bad_batches")])
 def test_live_and_offline_agree_on_a_real_run(name: str, tmp_path: Path) -> None:
     told: list[Finding] = []
     run = run_case(CASES[name], tmp_path / "run", on_finding=told.append)
@@ -50,9 +50,7 @@ def test_live_and_offline_agree_on_a_real_run(name: str, tmp_path: Path) -> None
     assert not [event for event in run.events if event["event"].startswith("live")]
 
 
-@pytest.mark.parametrize(
-    "name", ["no_warmup", *(pytest.param(name, marks=SLOW) for name in ("growing_until_nan", "zero_division", "spontaneous_spike"))]
-)
+@pytest.mark.parametrize("name", ["no_warmup", *slowly("growing_until_nan", "zero_division", "spontaneous_spike")])
 def test_looks_after_every_step_tell_what_one_look_at_the_end_tells(name: str, tmp_path: Path) -> None:
     told: dict[Key, int] = {}
     followers: list[Follower] = []
@@ -181,7 +179,7 @@ def test_what_an_earlier_process_recorded_is_not_told_again(tmp_path: Path) -> N
     assert keys(first) and keys(again), "the case is what it says"
 
 
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=SLOW)])
+@pytest.mark.parametrize("context", ["fork", *slowly("spawn")])
 def test_workers_of_a_data_loader_do_not_matter(context: str, tmp_path: Path) -> None:
     told: list[Finding] = []
     plain = train(tmp_path / "none", bad=BAD, batches=loader(), watched=False)
