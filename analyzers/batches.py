@@ -22,10 +22,10 @@ def name_batches(outcome: Outcome, run: RunLog) -> Outcome:
 
 
 def _with_batches(finding: Finding, run: RunLog) -> Finding:
-    steps = dict.fromkeys(step for step in (finding.first_step, finding.event_step) if step in run.stream.batches)
-    if not steps:
+    steps = (finding.first_step, finding.event_step)
+    batches = {step: run.stream.batches[step] for step in steps if step is not None and step in run.stream.batches}
+    if not batches:
         return finding
-    batches = {step: run.stream.batches[step] for step in steps}
     said = "; ".join(
         ("" if step == finding.first_step else f"at step {step} ") + _listed(found) for step, found in batches.items()
     )

@@ -136,7 +136,8 @@ def keep_looking(
 
 
 def _key(finding: Finding, place: tuple[int, float, int]) -> Key:
-    return *place, finding.rule, finding.first_step, finding.tensors[0] if finding.tensors else ""
+    attempt, begun, index = place
+    return attempt, begun, index, finding.rule, finding.first_step, next(iter(finding.tensors), "")
 
 
 def _time(view: RunLog, row: int) -> float:
