@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from stabkit.analyzers import ANALYZERS, Analyzer, analyze
 from stabkit.errors import NotALogError
 from stabkit.finding import Diagnosis, Finding, Severity
@@ -148,8 +150,9 @@ def _time(view: RunLog, row: int) -> float:
 def _known(view: RunLog, since: float) -> int:
     """The last step that was recorded before a time: all that is found up to it was known then."""
     times = view.stream.step_values.get("time")
-    earlier = view.steps[times < since] if times is not None else ()
-    return int(earlier[-1]) if len(earlier) else -1
+    if times is None:
+        return -1
+    return int(np.max(view.steps[times < since], initial=-1))
 
 
 def _sizes(path: Path) -> dict[str, tuple[int, int]]:
