@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,22 +62,28 @@ class Follower:
         self._analyzers, self._attempt, self._since = tuple(analyzers), attempt, since
         self._seen: dict[str, tuple[int, int]] = {}
         self._told: dict[Key, Severity] = {}
+        self._held_back = False  # whether steps were left for later that not all ranks had recorded
 
-    def look(self) -> list[Finding]:
+    def look(self, last: bool = False) -> list[Finding]:
         """The findings that were not told yet, by step; one whose severity has risen is told again.
 
         A finding is told with its consequences inside it; a consequence that comes later is told by itself.
+
+        Args:
+            last: Whether nothing will be added any more: steps that some ranks have not recorded are then judged as they are.
 
         Raises:
             NotALogError: there is no log here, or not yet.
             StabkitError: the log cannot be read.
         """
         now = _sizes(self.path)
-        if now == self._seen:
+        if now == self._seen and not (last and self._held_back):
             return []
         began = time.perf_counter()
         ended = _closed(self.path)  # before the records are read: what is written after this comes with the next look
         run = load(self.path, self._attempt)
+        whole = run if last or ended else _recorded_by_all(run)
+        self._held_back, run = whole is not run, whole
         self.diagnosis = analyze(run, self._analyzers)
         news = sorted(self._news(run, self.diagnosis), key=lambda finding: finding.first_step)
         self._seen, self.ended, self.cost = now, ended, time.perf_counter() - began
@@ -125,7 +132,7 @@ def keep_looking(
         last = ending.is_set()
         began = time.perf_counter()
         try:
-            for finding in follower.look():
+            for finding in follower.look(last):
                 tell(finding)
         except (NotALogError, FileNotFoundError):
             pass
@@ -135,6 +142,16 @@ def keep_looking(
         if last:
             return
         ending.wait(max(SHORTEST_PAUSE, follower.cost * (1 / share - 1)))
+
+
+def _recorded_by_all(run: RunLog) -> RunLog:
+    """The run without its latest steps that some ranks have yet to record: their mean loss would be another one afterwards."""
+    streams = list(run.streams)
+    for index, stream in enumerate(streams):
+        ends = [int(own[index].steps[-1]) for own in run.ranks.values() if index < len(own) and len(own[index].steps)]
+        if ends and min(ends) < max(ends):
+            streams[index] = stream.until(min(ends))
+    return run if all(a is b for a, b in zip(streams, run.streams, strict=True)) else replace(run, streams=tuple(streams))
 
 
 def _key(finding: Finding, place: tuple[int, float, int]) -> Key:

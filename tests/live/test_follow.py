@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,6 +19,8 @@ from live_training import BAD, train
 
 import stabkit
 from stabkit.live.follow import Follower
+from stabkit.runlog import Layout, RunWriter, StepRecord, TensorInfo
+from stabkit.runlog.record import Group
 
 
 def follow(path: Path, *options: str) -> subprocess.Popen[str]:
@@ -107,6 +110,23 @@ def test_a_new_attempt_and_a_torn_log_are_followed(tmp_path: Path) -> None:
     for segment in (tmp_path / "run").rglob("*.npy"):
         os.truncate(segment, segment.stat().st_size - 10)
     assert follower.look() == [] and follower.diagnosis and follower.diagnosis.steps == 99
+
+
+def test_a_step_that_a_rank_has_yet_to_record_is_left_for_later(tmp_path: Path) -> None:
+    """Its mean loss would be that of some ranks only, and another one afterwards."""
+    info = TensorInfo("w", (4,))
+    ranks = [RunWriter(tmp_path / "run", {"world_size": 2}, rank) for rank in (0, 1)]
+    numbers = [writer.layout(0, Layout((info,), 1, "AdamW")) for writer in ranks]
+    follower = Follower(tmp_path / "run")
+    for writer, steps in zip(ranks, (60, 58), strict=True):
+        writer.begin_attempt(0, 0)
+        for step in range(1, steps + 1):
+            about: dict[str, Any] = {"loss": math.nan if step == 60 else 2.0, "loss_reduction": 1, "groups": (Group(lr=0.1),)}
+            writer.write(0, StepRecord(step, 0, numbers[0], time=time.time(), **about))
+    assert follower.look() == [] and follower.diagnosis and follower.diagnosis.steps == 58
+    assert [finding.first_step for finding in follower.look(last=True)] == [60] and follower.diagnosis.steps == 60
+    for writer in ranks:
+        writer.close()
 
 
 @pytest.mark.parametrize("options", [("--wait",), ("--follow", "other")])
