@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from stabkit.analyzers.base import Analyzer, NoOccasion, NotApplicable, Rule
+from stabkit.analyzers.batches import name_batches
 from stabkit.analyzers.bias_correction_off import BiasCorrectionOff
 from stabkit.analyzers.causes import gather
 from stabkit.analyzers.clip_before_backward import ClipBeforeBackward
@@ -101,7 +102,7 @@ def analyze(run: RunLog, analyzers: Iterable[Analyzer] = ANALYZERS) -> Diagnosis
     """
     chosen = tuple(analyzers)
     views = [run.optimizer(index) for index in range(len(run.streams))] or [replace(run, streams=(EMPTY,))]
-    per_view = [gather(judge(analyzer, view) for analyzer in chosen) for view in views]
+    per_view = [gather(name_batches(judge(analyzer, view), view) for analyzer in chosen) for view in views]
     steps = max((len(view.steps) for view in views), default=0)
     outcomes = tuple(outcomes[i] for i in range(len(chosen)) for outcomes in per_view)
     return Diagnosis(path=run.path, source=run.source, steps=steps, outcomes=outcomes, notes=run.notes)

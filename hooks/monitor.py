@@ -93,6 +93,12 @@ class Monitor:
         """Whether the optimizers hold at least one parameter of the model; True while one is still to be adopted."""
         return self._watchlist.owns_parameters()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a backward of the coming step was seen. Of several optimizers, which take turns, nobody can say: False."""
+        recorders = self._watchlist.recorders()
+        return len(recorders) == 1 and recorders[0].begun
+
     def receive(self, event: str, *details: Any) -> None:
         """Handle an event of a recorder (see `dispatch.notify`)."""
         getattr(self, f"_on_{event}")(*details)

@@ -97,31 +97,40 @@ _map = click.option(
 )
 @_attempt
 @_map
+@click.option("--follow", is_flag=True, help="Print the findings of a run that goes on, as they appear.")
+@click.option("--wait", is_flag=True, help="With --follow: wait for a log that is not there yet.")
 def analyze(
-    paths: Words, format: str, select: Words, ignore: Words, require: Words, fail_on: str, attempt: int | None, mapping: Words
+    paths: Words, format: str, fail_on: str, attempt: int | None, mapping: Words, follow: bool, wait: bool, **rules: Words
 ) -> None:
-    """Judge saved runs.
+    """Judge saved runs, or with --follow one that is still going on.
 
     Tells what went wrong, in which tensor, at which step, and what to change; or how much of it could be looked at. A PATH
     is a log of stabkit, a log of another tool (TensorBoard, CSV, JSON lines, trainer_state.json, text, gzip or not), or a
     directory of any of these.
 
     Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 usage; 3 nothing readable, or a rule named by --require
-    could not look. Of several paths the highest counts.
+    could not look. Of several paths the highest counts. --follow ends with the run, or by Ctrl-C, with the code of what
+    was found until then.
     """
     from stabkit.report.json import render
     from stabkit.report.text import report, tally
 
-    chosen, required, left_out = _choice(select, ignore, require)
+    chosen, required, left_out = _choice(**rules)
     threshold = Severity[fail_on.upper()]
     runs: list[Diagnosis | Unreadable] = []
     columns = _columns(mapping)
     code = 0
+    if wait > follow or follow > (len(paths) == 1):
+        raise click.UsageError("--wait goes with --follow, and --follow with one run")
+    if follow:
+        from stabkit.live.terminal import follow as go_along
+
+        last = go_along(paths[0], chosen, attempt, _console() if format == "text" else None, _complain, wait)
+        click.get_current_context().exit(_code(last, threshold, required) if last else 3)
     for path in _each(paths, columns):
         run, failure = _judge(path, attempt, chosen, columns)
         if isinstance(run, Diagnosis):
-            failure = run.exit_code_for(threshold, required) if run.steps else 3
-            _tell_what_could_not_run(run, required)
+            failure = _code(run, threshold, required)
             if format == "text":
                 click.echo("\n" if runs else "", nl=False)
                 report(run, _console(), left_out)
@@ -231,10 +240,12 @@ def _judge(
         return Unreadable(path, message), 2 if isinstance(error, UsageError) else 3
 
 
-def _tell_what_could_not_run(run: Diagnosis, required: Words) -> None:
+def _code(run: Diagnosis, threshold: Severity, required: Words) -> int:
+    """The exit code of a diagnosis; tells which required rules could not look."""
     for outcome in run.outcomes:
         if outcome.rule in required and outcome.status in (Status.NOT_APPLICABLE, Status.FAILED):
             _complain(f"{run.path}: {outcome.rule} {outcome.name} is required and could not look: {outcome.reason}")
+    return run.exit_code_for(threshold, required) if run.steps else 3
 
 
 def _choice(select: Words, ignore: Words, require: Words) -> tuple[tuple[Analyzer, ...], Words, int]:

@@ -102,6 +102,7 @@ class Finding:
         remedy: The first thing the advice says, for machines: names of `REMEDIES` and their values; empty where it is not a
             number that a run could simply be started with.
         confidence: (precision, low, high) as measured for this rule; None until it has been measured.
+        batches: What the user called the batches of `first_step` and `event_step`, by step, where it was told.
         consequences: Findings of other rules that this one explains.
     """
 
@@ -119,6 +120,7 @@ class Finding:
     advice: str = ""
     remedy: Mapping[str, float] = field(default_factory=dict)
     confidence: tuple[float, float, float] | None = None
+    batches: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     consequences: tuple[Finding, ...] = ()
 
 

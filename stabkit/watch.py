@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,11 @@ import torch
 import stabkit
 from stabkit.dashboard.writer import DashboardWriter
 from stabkit.errors import StabkitError, UsageError
+from stabkit.finding import Finding
 from stabkit.hooks.distributed import job, rank_and_world
 from stabkit.hooks.monitor import Monitor
 from stabkit.hooks.optimizer import unwrap
+from stabkit.live.verdicts import Verdicts
 from stabkit.runlog import Layout, RunWriter, StepRecord
 from stabkit.runlog.writer import claim_directory
 
@@ -38,8 +40,8 @@ class StabkitWarning(UserWarning):
 class Recorder(Protocol):
     """What a `Watch` passes the user's own notes to."""
 
-    def scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Record the user's numbers."""
+    def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
+        """Record the user's numbers, told of the coming step where they are `ahead`."""
 
     def event(self, event: str, **details: Any) -> None:
         """Record a note."""
@@ -58,11 +60,17 @@ class Watch:
     def __init__(self, logdir: Path | None, monitor: Monitor | None, recorder: Recorder | None) -> None:
         self.logdir = logdir
         self._monitor, self._recorder = monitor, recorder
+        self._ahead: bool | None = None  # whether batches are named at the top of the loop; None before the first
 
     def log(self, **scalars: Any) -> None:
-        """Record numbers beside the current step, such as `log(val_loss=2.3)`, or identifiers such as `log(batch="17")`."""
+        """Record numbers beside the last step, such as `log(val_loss=2.3)`, or what its batch is called: `log(batch="17")`.
+
+        Findings name the batches of their steps. Name each once, anywhere in the loop's body: between backward and step it is
+        that step's; otherwise it is the coming step's if the first was named before any backward, as at the top of the loop,
+        else the last step's, as after `optimizer.step()`. With several micro-batches to a step, name each.
+        """
         values = {name: _plain(value) for name, value in scalars.items()}
-        self._safely(lambda recorder: recorder.scalars(self._step, values))
+        self._safely(lambda recorder: recorder.scalars(self._step, values, "batch" in values and self._named_ahead()))
 
     def mark(self, note: str) -> None:
         """Record a remark at the current step, such as `mark("lr halved")`."""
@@ -75,6 +83,13 @@ class Watch:
     @property
     def _step(self) -> int:
         return self._monitor.step if self._monitor else 0
+
+    def _named_ahead(self) -> bool:
+        """Whether a batch that is named now is that of the coming step."""
+        under_way = self._monitor is not None and self._monitor.under_way
+        if self._ahead is None:
+            self._ahead = self._step == 0 and not under_way
+        return self._ahead or under_way
 
     def _safely(self, act: Any) -> None:
         if self._recorder is None:
@@ -117,8 +132,8 @@ class _Outputs:
     def event(self, event: str, **details: Any) -> None:
         self._log.event(event, **details)
 
-    def scalars(self, step: int, values: dict[str, Any]) -> None:
-        self._log.scalars(step, values)
+    def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
+        self._log.scalars(step, values, ahead)
         self._guarded(lambda dashboard: dashboard.scalars(step, values))
 
     def flush(self) -> None:
@@ -151,6 +166,7 @@ def watch(
     exact_updates: bool = False,
     first_step: int | None = None,
     total_steps: int | None = None,
+    on_finding: Callable[[Finding], Any] | None = None,
 ) -> Iterator[Watch]:
     """Record every optimizer step made inside the `with`, and change nothing about the training.
 
@@ -166,6 +182,12 @@ def watch(
             intended one from the optimizer's state.
         first_step: The number of the first step; by default one more than the optimizer has counted.
         total_steps: How many steps the run is meant to have, if known: some advice depends on it.
+        on_finding: Called with every `Finding` while the run goes on, a few steps after the event; warnings and errors are
+            also printed, by the logger "stabkit". A process beside the training judges the log as `stabkit analyze` would,
+            and finds the same. The call comes from another thread: set a flag there that the loop looks at, and leave the
+            model alone. Each finding is told once, and again if its severity rises; what the callback raises is noted and
+            goes no further. At the end of the `with` the last findings are waited for, for ten seconds at most. Of several
+            processes rank 0's is called. None, the default, judges nothing and costs nothing.
 
     Yields:
         A `Watch`, for notes of your own.
@@ -179,6 +201,8 @@ def watch(
         optimizer, logdir = None, optimizer
     if not (isinstance(every, int) and every >= 1):
         raise UsageError(f"every must be a whole number from 1 on, not {every!r}")
+    if on_finding is not None and not callable(on_finding):
+        raise UsageError(f"on_finding must be a function that takes a finding, not {on_finding!r}")
     _check_model(model)
     optimizers = list(optimizer) if isinstance(optimizer, (list, tuple)) else [] if optimizer is None else [optimizer]
     unusable = [type(o).__name__ for o in optimizers if not hasattr(unwrap(o), "param_groups")]
@@ -195,6 +219,7 @@ def watch(
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard and rank == 0, first_step, rank)
     monitor = _attached(model, optimizers, outputs, every, exact_updates) if outputs else None
+    verdicts = _judged(claimed, on_finding, outputs) if outputs and monitor and on_finding and rank == 0 else None
     del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
     ended_by: str | None = None
     try:
@@ -210,8 +235,20 @@ def watch(
                 outputs.close(ended_by)
         except Exception as error:
             _warn(f"the log could not be closed ({error}); `stabkit analyze` reads it all the same")
-        if lock is not None:
-            os.close(lock)
+        try:
+            if verdicts:
+                verdicts.finish()  # now that the log is closed, for some rules wait for that
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Outputs) -> Verdicts | None:
+    try:
+        return Verdicts(directory, on_finding, outputs.event)
+    except Exception as error:
+        _warn(f"there will be no live verdicts ({type(error).__name__}: {error}); `stabkit analyze` judges the run afterwards")
+        return None
 
 
 def _attached(

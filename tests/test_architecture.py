@@ -11,7 +11,7 @@ import pytest
 
 ROOMS = {
     *("metric", "errors", "finding", "runlog", "hooks", "analyzers"),
-    *("sources", "report", "dashboard", "watch", "demo", "cli"),
+    *("sources", "report", "dashboard", "live", "watch", "demo", "cli"),
 }
 ALWAYS = {"metric", "errors", "__version__"}
 ARROWS = {
@@ -24,7 +24,8 @@ ARROWS = {
     "sources": {"runlog"},
     "report": {"finding", "runlog"},
     "dashboard": {"report", "analyzers", "finding", "runlog"},
-    "watch": {"hooks", "runlog", "dashboard", "analyzers"},
+    "live": {"analyzers", "finding", "report", "runlog"},
+    "watch": {"hooks", "runlog", "dashboard", "live", "finding"},
     "demo": {"watch", "load", "analyze"},
     "cli": ROOMS - {"hooks", "cli"},
 }

@@ -71,7 +71,9 @@ def test_the_surface_is_frozen() -> None:
         for name, command in commands.commands.items()
     }
     assert surface == {
-        "analyze": ["--attempt", "--fail-on", "--format", "--ignore", "--map", "--require", "--select", "paths"],
+        "analyze": [
+            "--attempt", "--fail-on", "--follow", "--format", "--ignore", "--map", "--require", "--select", "--wait", "paths",
+        ],
         "demo": ["--directory", "--seed", "--steps"],
         "explain": ["rule"],
         "info": ["--attempt", "--map", "path"],

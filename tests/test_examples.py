@@ -102,6 +102,18 @@ def test_custom_rule_has_a_page(examples: Path, run: Run) -> None:
     assert "update_ratio per tensor, at least 20 steps" in printed
 
 
+def test_stop_on_error_ends_the_training_and_names_the_batch(examples: Path, run: Run, tmp_path: Path) -> None:
+    printed = run(examples / "stop_on_error.py")
+    assert re.search(r"^error SK301 nonfinite-value: .* at step 41\b.*\(batch part-0041\)$", printed, re.MULTILINE)
+    assert "go back to a checkpoint at or before step 40" in printed
+    ended = re.search(r"ended after step (\d+) of 3000", printed)
+    assert ended and 41 <= int(ended[1]) < 3000
+
+
+def test_stop_on_error_lets_a_healthy_training_end_by_itself(examples: Path, run: Run) -> None:
+    assert "ended after step 60 of 60" in run(examples / "stop_on_error.py", "--healthy", "--steps", 60)
+
+
 def test_llama_learns_and_is_healthy(examples: Path, run: Run, tmp_path: Path) -> None:
     printed = run(examples / "llama.py", "--batch", 2, "--steps", 80)
     assert losses(printed)[-1] < 0.65 * losses(printed)[0]

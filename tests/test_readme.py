@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 import stabkit
 from stabkit.analyzers import ANALYZERS
@@ -27,6 +29,20 @@ def commands(root: Path) -> list[str]:
     return [line[2:] for block in blocks(root, "console") for line in block.splitlines() if line.startswith("$ ")]
 
 
+def logs_of_other_tools(folder: Path) -> None:
+    """The files that the README names."""
+    lines = [f"{step},{3 / step:.4f}" for step in range(1, 31)]
+    table = "\n".join(["it,train/ce", *lines]) + "\n"
+    (folder / "outputs").mkdir()
+    for name in ("metrics.csv", "outputs/metrics.csv"):
+        (folder / name).write_text(table)
+    with gzip.open(folder / "train.log.gz", "wt") as file:
+        file.writelines(f"iter {line.split(',')[0]}: loss {line.split(',')[1]}, time 12.00ms\n" for line in lines)
+    with SummaryWriter(str(folder / "runs" / "tensorboard")) as writer:
+        for line in lines:
+            writer.add_scalar("loss", float(line.split(",")[1]), int(line.split(",")[0]))
+
+
 def test_every_command_is_one_that_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The make targets exist and are what CI runs or what the demo test runs; every other command is run here."""
     from dataclasses import replace
@@ -34,6 +50,7 @@ def test_every_command_is_one_that_runs(root: Path, tmp_path: Path, monkeypatch:
     for name, recipe in {"healthy": HEALTHY, "no-warmup": NO_WARMUP}.items():
         train(replace(recipe, steps=30), tmp_path / "runs" / "demo" / name)
     train(replace(HEALTHY, steps=30), tmp_path / "runs" / "exp1")
+    logs_of_other_tools(tmp_path)
     makefile = (root / "Makefile").read_text()
     for command in commands(root):
         words = shlex.split(command)

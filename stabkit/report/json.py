@@ -19,7 +19,12 @@
                "advice",
                "remedy": {NAME: number},               what the advice says first, by the names of `stabkit.finding.REMEDIES`
                "confidence",                           [precision, low, high] as measured; null until it has been
+               "batches": {STEP: [str]},               what log(batch=...) called those of first_step and event_step
                "consequences": [FINDING + "rule", "name"]}   findings of other rules that this one explains
+
+`--follow` prints a document per line instead, one for each finding as it appears:
+
+    {"schema": 1, "path", "steps", "rule", "name"} + FINDING   "steps": how many steps the log had then
 
 A number that is not finite is the string "nan", "inf" or "-inf". The text is pure ASCII. A key may be added without
 notice; when one changes its meaning or goes away, "schema" changes.
@@ -35,7 +40,7 @@ from typing import Any
 
 from stabkit.finding import Diagnosis, Finding, Outcome
 
-__all__ = ["SCHEMA", "Unreadable", "document", "render"]
+__all__ = ["SCHEMA", "Unreadable", "document", "line", "render"]
 
 SCHEMA = 1
 
@@ -52,6 +57,12 @@ def render(runs: Iterable[Diagnosis | Unreadable]) -> str:
     """The document as text, without a newline at its end."""
     text = json.dumps(_encodable(document(runs)), indent=2, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is
+
+
+def line(diagnosis: Diagnosis, finding: Finding) -> str:
+    """One finding of a run that is going on, as a document in one line, without a newline at its end."""
+    about = {"schema": SCHEMA, "path": diagnosis.path, "steps": diagnosis.steps, "rule": finding.rule, "name": finding.name}
+    return json.dumps(_encodable(about | _finding(finding)), allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def document(runs: Iterable[Diagnosis | Unreadable]) -> dict[str, Any]:
@@ -94,6 +105,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "advice": finding.advice,
         "remedy": dict(finding.remedy),
         "confidence": finding.confidence and list(finding.confidence),
+        "batches": {str(step): list(names) for step, names in finding.batches.items()},
         "consequences": [{"rule": c.rule, "name": c.name, **_finding(c)} for c in finding.consequences],
     }
 

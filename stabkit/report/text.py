@@ -15,7 +15,7 @@ from stabkit.finding import Diagnosis, Finding, Outcome, Severity, State, Status
 from stabkit.report.terminal import columns, hang, heading, show
 from stabkit.report.words import count, listed, number, printable, share, span
 
-__all__ = ["report", "summary", "tally"]
+__all__ = ["report", "show_finding", "summary", "tally"]
 
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
 _LABEL = 11
@@ -93,6 +93,11 @@ def _findings_of_one_rule(findings: Sequence[Finding], console: Console) -> None
         what = f"{count(len(more), 'more finding')} of {printable(more[0].name)}: at step{'s'[: len(more) > 1]} {where}"
         console.print()
         hang(console, Text(f"and {what} (--format json has them all)", "dim"))
+
+
+def show_finding(finding: Finding, console: Console) -> None:
+    """Print one finding by itself, as the report would."""
+    _finding(finding, console, set())
 
 
 def _finding(finding: Finding, console: Console, said: set[str]) -> None:

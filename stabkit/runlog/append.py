@@ -37,6 +37,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._closed = False
         self._file: int | None = None
         self._lock = threading.Lock()
 
@@ -45,18 +46,26 @@ class LineFile:
         with self._lock:
             if self._file is None:
                 self._file = os.open(self._path, os.O_CREAT | os.O_APPEND | _FLAGS, 0o644)
-            _write_whole(self._file, checksum_line(value), at=os.lseek(self._file, 0, os.SEEK_END))
+            try:
+                _write_whole(self._file, checksum_line(value), at=os.lseek(self._file, 0, os.SEEK_END))
+            finally:
+                if self._closed:
+                    self._let_go()
 
     def size(self) -> int:
         """Length in bytes, 0 where there is no file."""
         return self._path.stat().st_size if self._path.exists() else 0
 
     def close(self) -> None:
-        """Close the file; a later line opens it again."""
+        """Close the file; a later line opens it for itself alone."""
         with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._closed = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 class SegmentFile:

@@ -14,6 +14,7 @@ import numpy as np
 from stabkit.errors import LogVersionError, UsageError
 from stabkit.metric import Array
 from stabkit.runlog.assemble import assemble
+from stabkit.runlog.batches import batches_of, joined_batches
 from stabkit.runlog.format import SCHEMA_VERSION
 from stabkit.runlog.lines import read_lines
 from stabkit.runlog.locate import local_copy, ranks_to_read, stream_folders
@@ -79,7 +80,7 @@ def _together(logs: Mapping[int, RunLog], parts: Mapping[int, list[Part]], notes
     for index in range(max(len(own) for own in parts.values())):
         held = [replace(own[index], rank=rank) for rank, own in parts.items() if index < len(own)]
         stream, remarks = merge(held)
-        streams.append(stream)
+        streams.append(replace(stream, batches=joined_batches([part.stream for part in held])))
         several = f"optimizer{index}: " if len(parts[lowest]) > 1 else ""
         notes += _prefixed(remarks, several)
     for rank, run in logs.items():
@@ -135,9 +136,11 @@ class _Rank:
         """One attempt, and its streams as parts of the whole."""
         events = _of_attempt(self._events, attempt, attempts)
         ends = [event["event"] == "close" for event in events if event.get("event") in ("open", "close")]
+        lines = _of_attempt(self._scalars, attempt, attempts)
         parts, notes = [], []
         for index, one in enumerate(self._recorded):
             stream, numbers, remarks = assemble(one.steps, one.tensors, one.layouts, attempt)
+            stream = replace(stream, batches=batches_of(stream, lines, index == 0))
             parts.append(Part(0, stream, one.layouts, numbers, bool(ends and ends[-1])))
             notes += _prefixed(remarks, f"optimizer{index}: " if len(self._recorded) > 1 else "")
         run = RunLog(
@@ -148,7 +151,7 @@ class _Rank:
             attempts=attempts,
             facts=self.manifest.facts,
             events=tuple(events),
-            scalars=_scalars(_of_attempt(self._scalars, attempt, attempts)),
+            scalars=_scalars(lines),
             notes=tuple(notes),
         )
         return run, parts

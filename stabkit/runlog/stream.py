@@ -83,6 +83,7 @@ class Stream:
         implementation: "foreach", "fused" or "single_tensor", "" where unknown.
         options: Such as {"amsgrad": False, "maximize": False}.
         missing: Columns and step metrics that this optimizer cannot have, each with the reason.
+        batches: What the user called the batches of a step, where it was told.
     """
 
     steps: Steps
@@ -95,6 +96,7 @@ class Stream:
     implementation: str = ""
     options: Mapping[str, bool] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    batches: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def until(self, step: int) -> Stream:
         """The prefix up to and including a step, as it was known then."""
@@ -106,6 +108,7 @@ class Stream:
             group_values={name: values[rows] for name, values in self.group_values.items()},
             tensor_steps=self.tensor_steps[:measured],
             columns=LazyColumns(tuple(self.columns), lambda name: self.columns[name][:measured]),
+            batches={number: names for number, names in self.batches.items() if number <= step},
         )
 
     def measured(self, column: str) -> bool:

@@ -130,9 +130,13 @@ class RunWriter:
         """Append to events.jsonl. Raises OSError where the disk refuses."""
         self._line("events.jsonl", {"event": event, **details})
 
-    def scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Append the user's own numbers to scalars.jsonl. Raises OSError where the disk refuses."""
-        self._line("scalars.jsonl", {"step": step, "values": values})
+    def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
+        """Append the user's own numbers to scalars.jsonl, told of the step before it where they are `ahead`.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._line("scalars.jsonl", {"step": step, "values": values, **({"ahead": True} if ahead else {})})
 
     def note_facts(self, **facts: Any) -> None:
         """Add to what run.json says of the run. Raises OSError where the disk refuses; a later step tries again."""

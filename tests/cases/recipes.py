@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -136,8 +137,10 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def run_case(case: Case, logdir: Path) -> stabkit.RunLog:
-    """Train, and return what was recorded."""
+def run_case(
+    case: Case, logdir: Path, after_step: Callable[[int], None] = lambda step: None, **options: Any
+) -> stabkit.RunLog:
+    """Train, and return what was recorded; the options are those of `stabkit.watch`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     recipe = Recipe(batch=8, seed=0)
@@ -153,7 +156,7 @@ def run_case(case: Case, logdir: Path) -> stabkit.RunLog:
         for group in optimizer.param_groups:
             group["lr"] = case.lr(step)
 
-    with stabkit.watch(model, optimizer, logdir, tensorboard=False, total_steps=case.steps):
+    with stabkit.watch(model, optimizer, logdir, tensorboard=False, total_steps=case.steps, **options):
         for step in range(1, case.steps + 1):
             if not case.late:
                 set_rate(step)
@@ -171,4 +174,5 @@ def run_case(case: Case, logdir: Path) -> stabkit.RunLog:
             optimizer.step()
             if case.late:
                 set_rate(step + 1)
+            after_step(step)
     return stabkit.load(logdir)

@@ -20,19 +20,19 @@ def test_the_whole_schema(make: Any) -> None:
     found = make.finding(
         event_step=8, last_good_step=6, state=State.RECOVERED, tensors=("w", "b"), evidence=(seen,), advice="less",
         remedy={"lr_factor": 0.5},
-        confidence=(0.9, 0.8, 0.95), consequences=(led,),
+        confidence=(0.9, 0.8, 0.95), batches={7: ("part-3", "part-4")}, consequences=(led,),
     )  # fmt: skip
     run = make.diagnosis(make.outcome("SK201", "loss-spike", Status.FOUND, "", found), notes=("torn",))
     plain = {
         "first_step": 7, "last_step": 9, "event_step": None, "last_good_step": None, "state": "ongoing", "tensors": [],
-        "evidence": [], "advice": "", "remedy": {}, "confidence": None, "consequences": [],
+        "evidence": [], "advice": "", "remedy": {}, "confidence": None, "batches": {}, "consequences": [],
     }  # fmt: skip
     evidence = {"metric": "loss", "observed": "nan", "expected": "-inf", "step": 8, "tensor": "w", "note": "median"}
     finding = {
         "severity": "warning", "message": "loss rose to 9", "first_step": 7, "last_step": 9, "event_step": 8,
         "last_good_step": 6, "state": "recovered", "tensors": ["w", "b"], "evidence": [evidence], "advice": "less",
         "remedy": {"lr_factor": 0.5},
-        "confidence": [0.9, 0.8, 0.95],
+        "confidence": [0.9, 0.8, 0.95], "batches": {"7": ["part-3", "part-4"]},
         "consequences": [{"rule": "SK202", "name": "loss-divergence", "severity": "error", "message": "gone", **plain}],
     }  # fmt: skip
     outcome = {

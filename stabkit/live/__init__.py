@@ -1,0 +1,1 @@
+"""Verdicts while a run goes on: the same rules on the same records, looked at again whenever there are new ones."""
