@@ -20,6 +20,7 @@ from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
 from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
+from stabkit.analyzers.loss_scale_collapse import LossScaleCollapse
 from stabkit.analyzers.loss_spike import LossSpike
 from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
 from stabkit.analyzers.missing_warmup import MissingWarmup
@@ -60,6 +61,7 @@ ANALYZERS: tuple[Analyzer, ...] = (
     StaleSecondMoment(),
     NonfiniteValue(),
     GrowthTowardsOverflow(),
+    LossScaleCollapse(),
     UpdatesRoundedAway(),
     ClipBeforeUnscale(),
     StepOutsideScaler(),
