@@ -17,6 +17,7 @@ from stabkit.analyzers.coupled_weight_decay import CoupledWeightDecay
 from stabkit.analyzers.decay_on_norms_and_biases import DecayOnNormsAndBiases
 from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
 from stabkit.analyzers.gradient_spike import GradientSpike
+from stabkit.analyzers.gradient_underflow import GradientUnderflow
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
 from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
@@ -62,6 +63,7 @@ ANALYZERS: tuple[Analyzer, ...] = (
     NonfiniteValue(),
     GrowthTowardsOverflow(),
     LossScaleCollapse(),
+    GradientUnderflow(),
     UpdatesRoundedAway(),
     ClipBeforeUnscale(),
     StepOutsideScaler(),

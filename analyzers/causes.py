@@ -15,6 +15,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK302": frozenset({"SK102", "SK303", "SK201", "SK202", "SK203", "SK204", "SK301"}),
+    "SK303": frozenset({"SK305"}),
     "SK402": frozenset({"SK301"}),
     "SK406": frozenset({"SK201", "SK202", "SK203"}),
     "SK203": frozenset({"SK201", "SK204"}),

@@ -13,7 +13,7 @@ How it decides:     Slope of log(weight norm) over the last 50 steps: none of th
                     for float16, 3.4e38 for bfloat16 and float32. That is the most there can be: squares and products of
                     weights get there earlier.
 Known false alarms: A scale-free matrix (before a normalisation) may grow without harm for a long time.
-What to try:        Weight decay on that tensor, of slope / rate; check the sign of the decay and what pushes it; QK-norm
+What to try:        Weight decay on that tensor, higher by slope / rate than it is; check the sign of the decay and what pushes it; QK-norm
                     for attention projections.
 References:         Zhang et al. 2022 (OPT, arXiv 2205.01068) saw norms drift before divergence; Wortsman et al. 2023,
                     arXiv 2309.14322 on logit growth. The limits come from how slopes of norms behave: 1/t where updates
@@ -151,7 +151,9 @@ class GrowthTowardsOverflow:
         last = row + int(np.argmin(np.append(growth.growing[row:, i], False))) - 1
         slowed = np.isfinite(growth.slopes[last + 1 :, i]).any()
         rate = rate_at(run, step)
-        decay = f" (a decay of {slope / rate:.2g} at this rate would hold it)" if rate > 0 else ""
+        now = _decay(run, name, step)
+        holds = float(f"{now + slope / rate:.2g}") if rate > 0 else math.nan
+        decay = f": {holds:.2g} at this rate would hold it, where it is {now:.2g}" if rate > 0 else ""
         return found(
             RULE,
             message=f"{name} has grown by {100 * np.expm1(slope):.2g} % a step since about step {onset}: at step {step} "
@@ -169,8 +171,8 @@ class GrowthTowardsOverflow:
                          note="largest finite number of the format"),
                 Evidence(metric="steps left", observed=float(left), step=step, tensor=name, note="at most, at this pace"),
             ),
-            advice=f"Stop the growth of {name}: check the sign and size of its weight decay{decay} and restart from about step "
-            f"{onset}.",
+            advice=f"Stop the growth of {name}: set its weight decay right{decay}. Restart from about step {onset}.",
+            remedy={"weight_decay": holds} if rate > 0 else {},
         )  # fmt: skip
 
 
@@ -186,6 +188,15 @@ def _rate_rose(run: RunLog, steps: Indices, window: int) -> Flags:
 def _largest(run: RunLog) -> float:
     dtypes = {str(e.get("dtype")) for e in run.events if e.get("event") == "autocast"} | {t.dtype for t in run.tensors}
     return min((LARGEST.get(dtype, LARGEST_ELSE) for dtype in dtypes), default=LARGEST_ELSE)
+
+
+def _decay(run: RunLog, name: str, step: int) -> float:
+    """The weight decay of a tensor at a step; 0 where it is not known."""
+    if not run.has("weight_decay", "group"):
+        return 0.0
+    group = next(tensor.group for tensor in run.tensors if tensor.name == name) or 0
+    decay = run.table("weight_decay").values[int(rows_of(run, np.array([step]))[0]), group]
+    return float(np.nan_to_num(decay))
 
 
 def _size(run: RunLog, name: str, step: int) -> float:

@@ -146,6 +146,9 @@ CASES: dict[str, Case] = {
         scale=2.0**16, growth_interval=40, loss_factor=lambda step: 1.15 ** max(0, step - 100), twin="healthy_half",
         expect={"SK303": (105, 125, None)},
     ),
+    "underflowing_gradients": Case(
+        steps=60, scale=2.0**-12, growth_interval=100_000, twin="healthy_half", expect={"SK305": (20, 40, None)}
+    ),
 }  # fmt: skip
 
 
