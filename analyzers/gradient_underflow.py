@@ -96,11 +96,12 @@ class GradientUnderflow:
             names = tuple(np.array(table.tensors)[judged][order].tolist())
             share = float(medians[0][at][order[0]])
             used = float(scale[rows[at + limits.window - 1]])
-            scaled = bool(np.isfinite(run.series("loss_scale").values[run.steps == step]).all()) if run.has("loss_scale") else False
+            scaled = run.has("loss_scale") and bool(np.isfinite(run.series("loss_scale").values[run.steps == step]).all())
             under = f"at loss scale {used:.6g}" if scaled else "without a loss scale"
             yield found(
                 RULE,
-                message=f"{share:.0%} of the gradient of {names[0]} are 0 in the steps up to {step}: too small for float16 {under}",
+                message=f"{share:.0%} of the gradient of {names[0]} are 0 in the steps up to {step}: too small for float16 "
+                f"{under}",
                 first_step=step,
                 last_step=int(steps[ended + limits.window - 1]),
                 event_step=begin,

@@ -6,8 +6,9 @@ Why it matters:     Every halving is a step that was skipped because a gradient 
                     finds its scale. One halving after the other means that gradients or activations outgrow the format: steps
                     are lost, then small gradients vanish under the low scale, and at the floor training stands still.
 How it decides:     The scale is 8 times below the highest of the last 200 steps under which a step went through: three halvings
-                    that no growth made up for. Where records are rarer two neighbours are compared, at most 1,000 steps apart. The descent from the
-                    first scale is not judged, nor that after a rise by more than a factor 2 (a scaler that was made anew): it
+                    that no growth made up for. Where records are rarer two neighbours are compared, at most 1,000 steps
+                    apart. The descent from the first scale is not judged, nor that after a rise by more than a factor 2
+                    (a scaler that was made anew): it
                     ends with the first 20 steps without a halving. A scale that has come down to 1 or below is told in any
                     case, and makes an error of it. The tensor named is the last in the model whose gradient was not finite
                     in the step skipped last, which backward reached first; where the loss was not finite either, it was
@@ -16,8 +17,8 @@ Known false alarms: Gradients that grow 8-fold for a good reason, such as a new 
                     factor far below 1/2. Losses summed over very many elements, whose right scale is below 1.
 What to try:        bfloat16, which needs no loss scale. Else what makes gradients grow: a lower rate, clipping after unscale_,
                     QK-norm; restarts with a higher scale only buy steps.
-References:         BLOOM's 104B prequel: the loss scale pointed down 1,500 to 2,000 steps before the loss blew up. OPT (Zhang et
-                    al. 2022, arXiv 2205.01068): the scale hit its floor and training ground to a halt; restarts bought about
+References:         BLOOM's 104B prequel: the loss scale pointed down 1,500 to 2,000 steps before the loss blew up. OPT (Zhang
+                    et al. 2022, arXiv 2205.01068): the scale hit its floor and training ground to a halt; restarts bought about
                     100 steps. torch.amp.GradScaler and DeepSpeed halve at an overflow and double after 1,000 to 2,000 clean
                     steps; DeepSpeed gives up at its smallest scale.
 """
@@ -157,7 +158,8 @@ class LossScaleCollapse:
                 Evidence(metric="loss_scale", observed=now, expected=before, step=step, note=f"that of step {begin}"),
                 *skipped,
             ),
-            advice=f"Autocast to bfloat16 instead of float16: it needs no loss scale. In float16 restart from about step {begin} "
+            advice=f"Autocast to bfloat16 instead of float16: it needs no loss scale. In float16 restart from about step "
+            f"{begin} "
             + ("and look at what makes activations grow." if forward else "at half the rate, with clipping after unscale_."),
             remedy={"bfloat16": 1.0},
         )  # fmt: skip

@@ -193,12 +193,14 @@ def _state(run: RunLog) -> State:
 def _advice(first: _First, precursors: tuple[Evidence, ...], good: int | None, rank: str) -> str:
     restart = "Start again" if good is None else f"Restart from a checkpoint at or before step {good}"
     if precursors:
-        return f"{restart} with every rate times 0.5. Look at {precursors[0].tensor} first: its {precursors[0].metric} grew before anything else broke."
+        before = f"{precursors[0].tensor} first: its {precursors[0].metric} grew before anything else broke."
+        return f"{restart} with every rate times 0.5. Look at {before}"
+    restart = f"{restart}, without the batch of step {first.step}."
     if first.what == "loss":
         batch = f"batch of step {first.step}" + (f" on {rank}" if rank else "")
-        return f"{restart}, without the batch of step {first.step}. Nothing grew before: look at the {batch} and at the loss itself (log of 0, 0/0)."
+        return f"{restart} Nothing grew before: look at the {batch} and at the loss itself (log of 0, 0/0)."
     spread = "; clipping by a NaN norm hides in which tensor it began" if first.spread else ""
     return (
-        f"{restart}, without the batch of step {first.step}. Nothing grew before and the loss was finite{spread}: rerun step {first.step} under "
+        f"{restart} Nothing grew before and the loss was finite{spread}: rerun step {first.step} under "
         "torch.autograd.set_detect_anomaly(True) on the same batch."
     )

@@ -132,15 +132,15 @@ CASES: dict[str, Case] = {
         steps=120, root_of_zero=(90, "blocks.1.fc1.weight"), expect={"SK301": (90, 90, None)}
     ),
     "growing_weights": Case(
-        steps=200, decay={"blocks.1.fc2.weight": -40.0}, expect={"SK302": (100, 130, "blocks.1.fc2.weight")}
+        steps=200, decay={"blocks.1.fc2.weight": -40.0}, expect={"SK302": (40, 60, "blocks.1.fc2.weight")}
     ),
     "growing_until_nan": Case(
         steps=160, decay={"blocks.1.fc2.weight": -400.0},
-        expect={"SK302": (100, 130, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
+        expect={"SK302": (40, 60, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
     ),
     "growing_until_overflow": Case(
         steps=240, scale=2.0**16, growth_interval=40, decay={"blocks.1.fc2.weight": -60.0}, twin="healthy_half",
-        expect={"SK302": (100, 130, "blocks.1.fc2.weight"), "SK303": (215, 230, None)},
+        expect={"SK302": (40, 60, "blocks.1.fc2.weight"), "SK303": (215, 230, None)},
     ),
     "falling_scale": Case(
         scale=2.0**16, growth_interval=40, loss_factor=lambda step: 1.15 ** max(0, step - 100), twin="healthy_half",
