@@ -18,9 +18,11 @@ from stabkit.analyzers.coupled_weight_decay import CoupledWeightDecay
 from stabkit.analyzers.decay_on_norms_and_biases import DecayOnNormsAndBiases
 from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
 from stabkit.analyzers.gradient_spike import GradientSpike
+from stabkit.analyzers.gradient_underflow import GradientUnderflow
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
 from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
+from stabkit.analyzers.loss_scale_collapse import LossScaleCollapse
 from stabkit.analyzers.loss_spike import LossSpike
 from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
 from stabkit.analyzers.missing_warmup import MissingWarmup
@@ -61,6 +63,8 @@ ANALYZERS: tuple[Analyzer, ...] = (
     StaleSecondMoment(),
     NonfiniteValue(),
     GrowthTowardsOverflow(),
+    LossScaleCollapse(),
+    GradientUnderflow(),
     UpdatesRoundedAway(),
     ClipBeforeUnscale(),
     StepOutsideScaler(),

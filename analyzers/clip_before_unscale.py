@@ -75,5 +75,6 @@ class ClipBeforeUnscale:
             ),
             advice=f"Call scaler.unscale_(optimizer) on the line before the clipping call: the limit {limit[at]:.3g} is then "
             f"one of the gradient, not {effective:.3g}.",
+            remedy={"unscale_first": 1.0},
             **forgotten.span(),
         )  # fmt: skip

@@ -110,6 +110,7 @@ class MomentsLostOnResume:
             ),
             advice=f"Load it with the model: optimizer.load_state_dict(saved), as of step {steps[row]}."
             + (f" Without it, warm up again for about {2 * memory} steps." if memory > 1 else ""),
+            remedy={"restore_optimizer": 1.0},
         )  # fmt: skip
 
 

@@ -85,6 +85,7 @@ class NonfiniteValue:
         others = f" and {len(first.tensors) - 1} more" if len(first.tensors) > 1 else " of every tensor" if first.spread else ""
         before = f"; before it {precursors[0].tensor or precursors[0].metric} grew {precursors[0].note}" if precursors else ""
         good = _last_good(run, first.step)
+        remedy = {"lr_factor": 0.5} if precursors else {"skip_batches": 1.0}
         alone = broken_rank(run, first.step) if first.what == "loss" else None
         own = [Evidence(metric=f"loss of {alone.rank}", observed=alone.loss, step=first.step,
                         note="those of the other ranks were finite")] if alone else []  # fmt: skip
@@ -93,7 +94,7 @@ class NonfiniteValue:
             RULE,
             message=f"first NaN or Inf {where}{others} at step {first.step}{before}",
             first_step=first.step,
-            last_step=int(run.steps[-1]),
+            last_step=int(run.steps[-1]) if precursors else first.step,  # what follows one bad batch is not of its making
             event_step=first.step,
             last_good_step=good,
             state=_state(run),
@@ -105,6 +106,7 @@ class NonfiniteValue:
                 *own,
                 *precursors,
             ),
+            remedy=remedy,
             advice=_advice(first, precursors, good, alone.rank if alone else ""),
         )  # fmt: skip
 
@@ -189,9 +191,11 @@ def _state(run: RunLog) -> State:
 
 
 def _advice(first: _First, precursors: tuple[Evidence, ...], good: int | None, rank: str) -> str:
-    restart = "Start again." if good is None else f"Restart from a checkpoint at or before step {good}."
+    restart = "Start again" if good is None else f"Restart from a checkpoint at or before step {good}"
     if precursors:
-        return f"{restart} Look at {precursors[0].tensor} first: its {precursors[0].metric} grew before anything else broke."
+        before = f"{precursors[0].tensor} first: its {precursors[0].metric} grew before anything else broke."
+        return f"{restart} with every rate times 0.5. Look at {before}"
+    restart = f"{restart}, without the batch of step {first.step}."
     if first.what == "loss":
         batch = f"batch of step {first.step}" + (f" on {rank}" if rank else "")
         return f"{restart} Nothing grew before: look at the {batch} and at the loss itself (log of 0, 0/0)."

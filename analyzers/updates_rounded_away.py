@@ -109,6 +109,7 @@ class UpdatesRoundedAway:
             advice="Keep the weights in float32 and compute in 16 bits with torch.autocast, or use an optimizer with float32 "
             "copies or stochastic rounding."
             + (f" As it is, half of the updates would survive from a rate of {needed:.2g} on." if needed > rates[row] else ""),
+            remedy={"master_weights": 1.0},
         )  # fmt: skip
 
     def _judged(self, unchanged: Array, numel: Array, rates: Array) -> tuple[Indices, Array]:

@@ -118,7 +118,7 @@ class Finding:
     tensors: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     advice: str = ""
-    remedy: Mapping[str, float] = field(default_factory=dict)
+    remedy: Mapping[str, float] = field(default_factory=dict, hash=False)
     confidence: tuple[float, float, float] | None = None
     batches: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     consequences: tuple[Finding, ...] = ()

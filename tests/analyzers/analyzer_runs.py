@@ -39,6 +39,7 @@ def make_run(loss: Any = None, *, steps: Any = None, lr: Any = 1e-3, beta2: Any 
     columns: dict[str, Any] = {
         "weight_sumsq": 0.05**2 * numel, "update_sumsq": (0.01 * 0.05) ** 2 * numel, "weight_absmax": 0.1,
         "weight_nonfinite": 0.0, "grad_nonfinite": 0.0, "grad_used_sumsq": 1.0, "grad_sumsq": 1.0, "rms_sum": numel,
+        "grad_zeros": 0.0,
     }  # fmt: skip
     columns |= {name: more.pop(name) for name in list(more) if name in columns}
     shape = (n, len(tensors))

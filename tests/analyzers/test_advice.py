@@ -117,7 +117,8 @@ def test_growth_counts_the_steps_left() -> None:
     finding = only(run, "SK302")
     left = (np.log(3.4e38) - np.log(0.05 * np.exp(0.03 * 108))) / 0.03
     assert finding.first_step == 109 and f"at most {int(left)} steps from overflow" in finding.message
-    assert "a decay of 30 at this rate would hold it" in finding.advice  # 0.03 / 1e-3
+    assert "set its weight decay right: 30 at this rate would hold it, where it is 0. " in finding.advice  # 0.03 / 1e-3
+    assert finding.remedy == {"weight_decay": 30.0}
     assert (finding.event_step, finding.last_good_step) == (1, 1)
 
 

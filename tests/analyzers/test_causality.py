@@ -71,10 +71,15 @@ def synthetic(seed: int, start: int, every: int, gaps: bool) -> RunLog:
     clip = np.where(rng.random(n) < rng.choice([0, 0.5, 1]), 0.5, np.nan)
     beta2 = np.where(np.arange(n) < late, rng.choice([0.8, 0.95, 0.99, np.nan]), rng.choice([0.8, 0.95, 0.99]))
     numel = np.array([t.numel for t in TENSORS])
+    scale = 2.0 ** np.clip(16 + np.cumsum(rng.choice([-1, 0, 1], n, p=[0.15, 0.75, 0.1])), -2, 40)
+    scale[: int(rng.integers(0, n)) * int(rng.integers(0, 2))] = rng.choice([np.nan, 65536.0])
+    zeros = np.where((np.arange(n) > late)[:, None] & (rng.random(k) < 0.5), 0.9, 0.1) * numel
+    events = ({"event": "autocast", "dtype": "float16", "step": int(steps[0])},) if rng.random() < 0.5 else ()
     return make_run(
         loss, steps=steps, lr=lr, beta2=beta2, every=every, grad_norm=norm, grad_norm_used=used, clip_coefficient=clip,
         clip_max_norm=clip, weight_sumsq=weights**2 * numel, weight_absmax=2 * weights, rms_sum=rms**2 * numel,
         update_sumsq=(ratio * weights) ** 2 * numel, grad_nonfinite=bad[0], weight_nonfinite=bad[1],
+        loss_scale=scale, grad_zeros=zeros, grad_used_sumsq=10.0 ** rng.uniform(-28, 0), events=events,
         grad_sumsq=np.where(rng.random((n, k)) < 0.1, np.nan, rms**2), facts={"total_steps": 500} if rng.random() < 0.5 else {},
     )  # fmt: skip
 

@@ -37,6 +37,8 @@ class Case:
         loss_factor: What the loss of a step is multiplied by.
         data: "text", or "noise" for random bytes, of a step.
         decay: Weight decay of the tensor named, where it is not 0.1.
+        scale: The scale a GradScaler begins with, under float16 autocast; None trains in float32 without one.
+        growth_interval: After how many steps without an overflow the scaler doubles its scale.
         root_of_zero: (step, tensor): the loss of that step gets sqrt(0) of the tensor added: finite, its gradient 0 / 0.
         expect: Findings that must be there.
         twin: The healthy run in which the rules of `expect` must be clear.
@@ -52,6 +54,8 @@ class Case:
     loss_factor: Callable[[int], float] = lambda step: 1.0
     data: Callable[[int], str] = lambda step: "text"
     decay: dict[str, float] = field(default_factory=dict)
+    scale: float | None = None
+    growth_interval: int = 2000
     root_of_zero: tuple[int, str] = (0, "")
     expect: dict[str, Expectation] = field(default_factory=dict)
     twin: str = "healthy"
@@ -83,6 +87,7 @@ CASES: dict[str, Case] = {
     "healthy_unclipped": Case(clip=None, clean=True),
     "healthy_short_memory": Case(steps=220, clip=None, beta2=0.99, clean=True),
     "healthy_high_rate": Case(steps=300, lr=warmed(5e-3, 40), beta2=0.95, clean=True, expect={"SK420": (200, 300, None)}),
+    "healthy_half": Case(steps=250, scale=2.0**32, growth_interval=40, clean=True),
     "warmed_up": Case(steps=80, lr=warmed(5e-3), start_lr=5e-3, clean=True),
     "no_warmup_low_rate": Case(steps=80, lr=constant(1e-3), clean=True),
     "no_warmup": Case(
@@ -128,11 +133,22 @@ CASES: dict[str, Case] = {
         steps=120, root_of_zero=(90, "blocks.1.fc1.weight"), expect={"SK301": (90, 90, None)}
     ),
     "growing_weights": Case(
-        steps=200, decay={"blocks.1.fc2.weight": -40.0}, expect={"SK302": (100, 130, "blocks.1.fc2.weight")}
+        steps=200, decay={"blocks.1.fc2.weight": -40.0}, expect={"SK302": (40, 60, "blocks.1.fc2.weight")}
     ),
     "growing_until_nan": Case(
         steps=160, decay={"blocks.1.fc2.weight": -400.0},
-        expect={"SK302": (100, 130, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
+        expect={"SK302": (40, 60, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
+    ),
+    "growing_until_overflow": Case(
+        steps=240, scale=2.0**16, growth_interval=40, decay={"blocks.1.fc2.weight": -60.0}, twin="healthy_half",
+        expect={"SK302": (40, 60, "blocks.1.fc2.weight"), "SK303": (215, 230, None)},
+    ),
+    "falling_scale": Case(
+        scale=2.0**16, growth_interval=40, loss_factor=lambda step: 1.15 ** max(0, step - 100), twin="healthy_half",
+        expect={"SK303": (105, 125, None)},
+    ),
+    "underflowing_gradients": Case(
+        steps=60, scale=2.0**-12, growth_interval=100_000, twin="healthy_half", expect={"SK305": (20, 40, None)}
     ),
 }  # fmt: skip
 
@@ -150,6 +166,8 @@ def run_case(
     groups = [{"params": [p for p in model.parameters() if id(p) not in special]}]
     groups += [{"params": [named[name]], "weight_decay": decay} for name, decay in case.decay.items()]
     optimizer = torch.optim.AdamW(groups, lr=case.start_lr, betas=(0.9, case.beta2), weight_decay=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=case.scale or 1.0, growth_interval=case.growth_interval,
+                                  enabled=case.scale is not None)  # fmt: skip
     noise = torch.Generator().manual_seed(1)
 
     def set_rate(step: int) -> None:
@@ -163,15 +181,18 @@ def run_case(
             inputs, targets = next(data)
             if case.data(step) == "noise":
                 inputs, targets = (torch.randint(256, inputs.shape, generator=noise) for _ in range(2))
-            loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) * case.loss_factor(step)
+            with torch.autocast("cpu", torch.float16, enabled=case.scale is not None):
+                loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()) * case.loss_factor(step)
             if step == case.root_of_zero[0]:
                 weight = named[case.root_of_zero[1]]
                 loss = loss + torch.sqrt((weight - weight.detach()).square().sum())
             optimizer.zero_grad()
-            loss.backward()
+            scaler.scale(loss).backward()
             if case.clip:
+                scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), case.clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             if case.late:
                 set_rate(step + 1)
             after_step(step)
