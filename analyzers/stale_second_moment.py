@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
-from stabkit.analyzers.rates import highest_rates, rate_at, rows_of
-from stabkit.analyzers.series import Flags, Indices, episodes, lasts
+from stabkit.analyzers.rates import beta2_of_tensors, highest_rates, rate_at, rows_of
+from stabkit.analyzers.series import Flags, episodes, lasts
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -77,7 +77,7 @@ class StaleSecondMoment:
         limits = self.thresholds
         table = run.table("rms_ratio")
         steps, values = table.steps[table.steps >= 1], table.values[table.steps >= 1]
-        beta2 = _beta2_of_tensors(run, rows_of(run, steps))
+        beta2 = beta2_of_tensors(run, rows_of(run, steps))
         ceiling = 1 / np.sqrt(1 - beta2)
         limit = np.minimum(limits.ratio, limits.share_of_ceiling * ceiling)
         judged = np.array([t.role == "matrix" for t in run.tensors], dtype=bool) & (ceiling > limits.ratio)
@@ -107,14 +107,6 @@ class StaleSecondMoment:
                 ),
                 advice=_advice(culprit, memory, worst, rate_at(run, step)),
             )  # fmt: skip
-
-
-def _beta2_of_tensors(run: RunLog, rows: Indices) -> Array:
-    """The beta2 of each tensor at each of the rows [rows, tensors], from its group; NaN where unknown or not below 1."""
-    groups = run.table("beta2").values
-    of_tensor = np.array([min(t.group or 0, groups.shape[1] - 1) for t in run.tensors], dtype=np.int64)
-    beta2: Array = groups[np.ix_(rows, of_tensor)]
-    return np.where((beta2 >= 0) & (beta2 < 1), beta2, np.nan)
 
 
 def _rate_has_settled(run: RunLog, settle: int) -> Flags:

@@ -117,7 +117,7 @@ class Finding:
     tensors: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     advice: str = ""
-    remedy: Mapping[str, float] = field(default_factory=dict)
+    remedy: Mapping[str, float] = field(default_factory=dict, hash=False)
     confidence: tuple[float, float, float] | None = None
     consequences: tuple[Finding, ...] = ()
 
