@@ -21,7 +21,11 @@ def gradient_norm(run: RunLog, least: int = LEAST) -> Series:
     if not run.has("grad_norm") or np.isnan(run.series("grad_norm").values[:least]).all():
         return used
     norm = run.series("grad_norm")
-    return replace(norm, values=np.where(np.logical_or.accumulate(~np.isnan(used.values)), norm.values, np.nan))
+    known = np.logical_or.accumulate(~np.isnan(used.values))
+    # A gradient written to by hand has no norm from before; where nothing clipped it either, it is what the step used.
+    clipped = run.has("clip_coefficient") and ~np.isnan(run.series("clip_coefficient").values)
+    values = np.where(np.isnan(norm.values) & ~np.asarray(clipped), used.values, norm.values)
+    return replace(norm, values=np.where(known, values, np.nan))
 
 
 def usual_clip(run: RunLog, step: int, window: int = WINDOW) -> float | None:
