@@ -4,7 +4,7 @@ What it reports:    A matrix that moves many times further in one step than is u
 Why it matters:     What was learnt at the usual step length does not bear one ten times as long. A rate that jumps when a run
                     is resumed, or at the seam of two schedules, does its harm at once and is not to be seen in the loss before.
 How it decides:     Update norm over weight norm of a matrix, against its own median of the last 500 records (at least 20) and
-                    against the largest of them: above 10 times and 3 times; or, where the rate rises at this very step to more
+                    against the largest of the last 100: above 10 times and 3 times; or, where the rate rises at this very step to more
                     than twice the highest so far, above 3 times the median and 1.5 times the largest. Up to the highest rate
                     so far a step is measured per unit of rate, so that a schedule may come back to a rate it had: a warm
                     restart is no jump. Matrices that start at (almost) zero are left out, and so is a ratio below 1e-3: twice
@@ -53,6 +53,8 @@ class UpdateRatioJumpThresholds(Thresholds):
 
     history: int = 500
     """Records of the tensor that are recent."""
+    recent: int = 100
+    """Of these the last, whose largest counts: the first steps of a training are longer than all that follow."""
     least: int = 20
     """Records needed before one is judged."""
     jump: float = 10.0
@@ -136,7 +138,7 @@ class UpdateRatioJump:
             past = per_rate[max(0, row - limits.history) : row][:, columns]
             jumps[row, columns] = per_rate[row, columns] / known_median(past)
             enough = np.isfinite(past).sum(axis=0) >= limits.least
-            largest = per_rate[row, columns] > over[row, columns] * known_max(past)
+            largest = per_rate[row, columns] > over[row, columns] * known_max(past[-limits.recent :])
             out[row, columns] = enough & largest & (jumps[row, columns] > jump[row, columns])
         return out, jumps
 
