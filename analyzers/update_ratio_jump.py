@@ -4,9 +4,9 @@ What it reports:    A matrix that moves many times further in one step than is u
 Why it matters:     What was learnt at the usual step length does not bear one ten times as long. A rate that jumps when a run
                     is resumed, or at the seam of two schedules, does its harm at once and is not to be seen in the loss before.
 How it decides:     Update norm over weight norm of a matrix, against its own median of the last 500 records (at least 20) and
-                    against the largest of the last 100: above 10 times and 3 times; or, where the rate rises at this very step to more
-                    than twice the highest so far, above 3 times the median and 1.5 times the largest. Up to the highest rate
-                    so far a step is measured per unit of rate, so that a schedule may come back to a rate it had: a warm
+                    against the largest of the last 100: above 10 times and 3 times; or, where the rate rises at this very step
+                    to more than twice the highest so far, above 3 times the median and 1.5 times the largest. Up to the highest
+                    rate so far a step is measured per unit of rate, so that a schedule may come back to a rate it had: a warm
                     restart is no jump. Matrices that start at (almost) zero are left out, and so is a ratio below 1e-3: twice
                     that is what a step in float16 may lose to rounding, and no known model breaks at it. The larger the model,
                     the more matrices that could stand out by chance: of n matrices the first limit is 10 + log2(n). LBFGS is

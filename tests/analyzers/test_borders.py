@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from analyzer_runs import TENSORS, flat, make_run, told
+from analyzer_runs import TENSORS, make_run, told
 
 from stabkit.analyzers import analyze, judge
 from stabkit.analyzers.gradient_spike import GradientSpike
