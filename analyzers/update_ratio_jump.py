@@ -96,7 +96,8 @@ class UpdateRatioJump:
         per_rate = _per_rate(ratios, np.fmin(lr, before))
         out, jumps = self._out(ratios, per_rate, lr > limits.rate_jump * before)
         out &= (rows >= RULE.min_steps - 1)[:, None]
-        for first, last in episodes(out.any(axis=1), limits.gap, steps):
+        at_all: Flags = out.any(axis=1)
+        for first, last in episodes(at_all, limits.gap, steps):
             order = [i for i in np.argsort(-np.nan_to_num(jumps[first]), kind="stable").tolist() if out[first, i]]
             i = order[0]
             step, ratio, jump = int(steps[first]), float(ratios[first, i]), float(jumps[first, i])
@@ -153,7 +154,8 @@ class _Rate:
 
 def _per_rate(ratios: Array, lr: Array) -> Array:
     """Update ratios per unit of rate; NaN where either is 0 or unknown."""
-    return np.divide(ratios, lr, out=np.full(ratios.shape, np.nan), where=(ratios > 0) & (lr > 0))
+    quotient: Array = np.divide(ratios, lr, out=np.full(ratios.shape, np.nan), where=(ratios > 0) & (lr > 0))
+    return quotient
 
 
 def _advice(run: RunLog, tensor: str, step: int, cause: _Rate | None) -> tuple[str, dict[str, float]]:
