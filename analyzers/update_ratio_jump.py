@@ -96,7 +96,7 @@ class UpdateRatioJump:
         per_rate = _per_rate(ratios, np.fmin(lr, before))
         out, jumps = self._out(ratios, per_rate, lr > limits.rate_jump * before)
         out &= (rows >= RULE.min_steps - 1)[:, None]
-        at_all: Flags = out.any(axis=1)
+        at_all: Flags = np.asarray(out.any(axis=1))
         for first, last in episodes(at_all, limits.gap, steps):
             order = [i for i in np.argsort(-np.nan_to_num(jumps[first]), kind="stable").tolist() if out[first, i]]
             i = order[0]
