@@ -7,8 +7,8 @@ How it decides:     Update norm over weight norm of a matrix, against its own me
                     against the largest of the last 100: above 10 times and 3 times; or, where the rate rises at this very step
                     to more than twice the highest so far, above 3 times the median and 1.5 times the largest. Up to the highest
                     rate so far a step is measured per unit of rate, so that a schedule may come back to a rate it had: a warm
-                    restart is no jump. Matrices that start at (almost) zero are left out, and so is a ratio below 1e-3: twice
-                    that is what a step in float16 may lose to rounding, and no known model breaks at it. The larger the model,
+                    restart is no jump. Matrices that start at (almost) zero are left out, and so is a ratio below
+                    1e-3, a usual one in training. The larger the model,
                     the more matrices that could stand out by chance: of n matrices the first limit is 10 + log2(n). LBFGS is
                     not judged: it takes its step lengths from curvature.
 Known false alarms: A deliberate jump of the rate, such as a new phase of training; a head that is trained anew.
