@@ -16,6 +16,7 @@ from stabkit.analyzers.clip_before_unscale import ClipBeforeUnscale
 from stabkit.analyzers.clip_per_micro_batch import ClipPerMicroBatch
 from stabkit.analyzers.coupled_weight_decay import CoupledWeightDecay
 from stabkit.analyzers.decay_on_norms_and_biases import DecayOnNormsAndBiases
+from stabkit.analyzers.decoupled_second_moment import DecoupledSecondMoment
 from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
 from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.gradient_underflow import GradientUnderflow
@@ -43,6 +44,7 @@ from stabkit.analyzers.stale_second_moment import StaleSecondMoment
 from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
 from stabkit.analyzers.stuck_step_count import StuckStepCount
 from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
+from stabkit.analyzers.update_ratio_jump import UpdateRatioJump
 from stabkit.analyzers.updates_rounded_away import UpdatesRoundedAway
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Finding, Outcome, Status
@@ -61,6 +63,8 @@ ANALYZERS: tuple[Analyzer, ...] = (
     LossDivergence(),
     GradientSpike(),
     StaleSecondMoment(),
+    DecoupledSecondMoment(),
+    UpdateRatioJump(),
     NonfiniteValue(),
     GrowthTowardsOverflow(),
     LossScaleCollapse(),

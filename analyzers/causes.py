@@ -10,17 +10,19 @@ from stabkit.finding import Finding, Outcome, Severity
 __all__ = ["gather"]
 
 EXPLAINS: dict[str, frozenset[str]] = {
-    "SK421": frozenset({"SK101", "SK102"}),
-    "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
-    "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
-    "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK301"}),
-    "SK302": frozenset({"SK102", "SK303", "SK201", "SK202", "SK203", "SK204", "SK301"}),
+    "SK421": frozenset({"SK101", "SK102", "SK206"}),
+    "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
+    "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
+    "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
+    "SK302": frozenset({"SK102", "SK303", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
     "SK303": frozenset({"SK305"}),
     "SK402": frozenset({"SK301"}),
-    "SK406": frozenset({"SK201", "SK202", "SK203"}),
-    "SK203": frozenset({"SK201", "SK204"}),
-    "SK204": frozenset({"SK201", "SK203"}),
-    "SK201": frozenset({"SK203", "SK204"}),
+    "SK406": frozenset({"SK201", "SK202", "SK203", "SK206"}),
+    "SK205": frozenset({"SK201", "SK203", "SK204", "SK206"}),
+    "SK203": frozenset({"SK201", "SK204", "SK206"}),
+    "SK206": frozenset({"SK201", "SK203", "SK204", "SK205"}),
+    "SK204": frozenset({"SK201", "SK203", "SK206"}),
+    "SK201": frozenset({"SK203", "SK204", "SK206"}),
     "SK202": frozenset({"SK201"}),
     "SK411": frozenset({"SK104"}),
 }

@@ -20,12 +20,13 @@ References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for cl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from stabkit.analyzers.base import Rule, Thresholds, found
-from stabkit.analyzers.series import MAD_TO_SIGMA, episodes, known_max, known_median, lasts, log_of, trailing_level
+from stabkit.analyzers.norms import gradient_norm, usual_clip
+from stabkit.analyzers.series import episodes, known_max, known_median, lasts, log_of, trailing_level
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Series
@@ -66,28 +67,17 @@ class GradientSpike:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per spike."""
         limits = self.thresholds
-        norm = self._norm(run)
+        norm = gradient_norm(run, limits.least)
         trailing = trailing_level(log_of(norm.values), limits.window, limits.score, limits.floor, limits.least)
         for first, last in episodes(trailing.score > limits.score, limits.gap, norm.steps):
             yield self._finding(run, norm, np.exp(trailing.level), trailing.score, first, last)
-
-    def _norm(self, run: RunLog) -> Series:
-        """The norm before clipping; the used one where the other is unknown in all of the first steps, which are not judged."""
-        used = run.series("grad_norm_used")
-        if not run.has("grad_norm") or np.isnan(run.series("grad_norm").values[: self.thresholds.least]).all():
-            return used
-        norm = run.series("grad_norm")
-        return replace(norm, values=np.where(np.logical_or.accumulate(~np.isnan(used.values)), norm.values, np.nan))
 
     def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
         limits = self.thresholds
         during = norm.values[first : last + 1]
         step, peak = int(norm.steps[first]), first + int(np.argmax(np.where(np.isfinite(during), during, -np.inf)))
         absorbed = self._absorbed(run, first, last)
-        recent = norm.values[max(0, first - limits.window) : first]
-        recent = recent[np.isfinite(recent)]
-        middle = float(np.median(recent))
-        clip = middle + 3 * MAD_TO_SIGMA * float(np.median(np.abs(recent - middle)))
+        clip = usual_clip(run, step, limits.window)
         tensors = first_movers(run, step, limits.window)
         return found(
             RULE,
@@ -109,6 +99,7 @@ class GradientSpike:
             advice="Nothing, if it stays this rare: clipping multiplied it by "
             f"{run.series('clip_coefficient').values[first]:.2g}." if absorbed
             else f"Clip the gradient norm at {clip:.2g}, the run's own recent median plus 3 robust standard deviations.",
+            remedy={} if absorbed or clip is None else {"clip_norm": clip},
         )  # fmt: skip
 
     def _absorbed(self, run: RunLog, first: int, last: int) -> bool:

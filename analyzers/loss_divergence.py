@@ -89,8 +89,9 @@ class LossDivergence:
                              note=f"median of {limits.window}, against its lowest so far"),
                     Evidence(metric="loss noise", observed=float(noise[decided]), step=int(steps[decided]), note="1.4826 MAD"),
                 ),
-                advice=f"Restart from a checkpoint at or before step {good}, at half the rate; if the same batches break it "
-                "again, skip them.",
+                advice=f"Restart from a checkpoint at or before step {good}, at 0.5 times the rate; if the same batches break "
+                "it again, skip them.",
+                remedy={"lr_factor": 0.5},
             )  # fmt: skip
 
     def _departures(self, away: Flags) -> list[tuple[int, int, int]]:

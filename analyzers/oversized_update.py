@@ -77,6 +77,7 @@ class OversizedUpdate:
                     Evidence(metric="lr", observed=lr, step=step),
                 ),
                 advice=_advice(lr, ratio, step),
+                remedy={"peak_lr": lr * SAFE_RATIO / ratio} if math.isfinite(lr) and lr > 0 else {},
             )
 
 

@@ -10,7 +10,7 @@ from stabkit.analyzers.series import Indices, known_max
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
 
-__all__ = ["highest_rates", "rate_at", "rows_of"]
+__all__ = ["beta2_of_tensors", "highest_rates", "of_tensors", "rate_at", "rows_of"]
 
 
 def highest_rates(run: RunLog) -> Array:
@@ -28,3 +28,17 @@ def rate_at(run: RunLog, step: int) -> float:
 def rows_of(run: RunLog, steps: Indices) -> Indices:
     """The row in `run.steps` of each measured step; the next one where the step itself has no record."""
     return np.searchsorted(run.steps, steps).clip(0, len(run.steps) - 1)
+
+
+def beta2_of_tensors(run: RunLog, rows: Indices) -> Array:
+    """The beta2 of each tensor at each of the rows [rows, tensors], from its group; NaN where unknown or not below 1."""
+    beta2 = of_tensors(run, "beta2", rows)
+    return np.where((beta2 >= 0) & (beta2 < 1), beta2, np.nan)
+
+
+def of_tensors(run: RunLog, metric: str, rows: Indices) -> Array:
+    """A group metric of each tensor's group at each of the rows [rows, tensors]; a tensor of no known group has the first's."""
+    groups = run.table(metric).values
+    of_tensor = np.array([min(t.group or 0, groups.shape[1] - 1) for t in run.tensors], dtype=np.int64)
+    values: Array = groups[np.ix_(rows, of_tensor)]
+    return values

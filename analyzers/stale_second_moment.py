@@ -7,9 +7,9 @@ Why it matters:     v is an average over about 1 / (1 - beta2) steps. When gradi
 How it decides:     rms_ratio = sqrt(mean(g^2 / max(v-hat, eps^2))) of a matrix above min(2.3, 0.6 / sqrt(1 - beta2)) and
                     above 1.5 times the largest value of its last 500 records outside such events, in two tensors at once
                     or in one for two of three records. The ratio cannot pass 1 / sqrt(1 - beta2): for beta2 up to 0.811
-                    2.3 is out of reach and the rule does not apply. Not before 1 / (1 - beta2) steps (at least 100), nor
-                    while the rate still rises or reached its peak less than 20 steps ago: until then v-hat averages over
-                    the very first gradients too, and healthy runs reach ratios of 3 to 7. Embeddings are left out: a rare
+                    2.3 is out of reach and the rule does not apply. Not before step 100, nor while the rate still rises
+                    or reached its peak less than 20 steps ago. Up to step 1 / (1 - beta2) v-hat averages over the very first
+                    gradients too, healthy runs reach ratios of 3 to 7, and the limit is 8. Embeddings are left out: a rare
                     row's first gradient always looks so.
 Known false alarms: About 0.5 per 1,000 steps in small healthy language models at high rates. It does not see the opposite
                     mechanism, a second moment that has decayed too far.
@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
-from stabkit.analyzers.rates import highest_rates, rate_at, rows_of
-from stabkit.analyzers.series import Flags, Indices, episodes, lasts
+from stabkit.analyzers.rates import beta2_of_tensors, highest_rates, rate_at, rows_of
+from stabkit.analyzers.series import Flags, episodes, lasts
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -56,8 +56,10 @@ class StaleSecondMomentThresholds(Thresholds):
     """Over the largest recent value of the same tensor."""
     history: int = 500
     """Records of the tensor that are recent."""
+    young: float = 8.0
+    """rms_ratio up to step 1 / (1 - beta2), where v-hat still holds the very first gradients: healthy runs reach 7."""
     early: int = 100
-    """Steps at the start that are not judged; 1 / (1 - beta2) where that is more."""
+    """Steps at the start that are not judged."""
     settle: int = 20
     """Steps for which the rate must not have risen."""
     gap: int = 30
@@ -77,11 +79,12 @@ class StaleSecondMoment:
         limits = self.thresholds
         table = run.table("rms_ratio")
         steps, values = table.steps[table.steps >= 1], table.values[table.steps >= 1]
-        beta2 = _beta2_of_tensors(run, rows_of(run, steps))
+        beta2 = beta2_of_tensors(run, rows_of(run, steps))
         ceiling = 1 / np.sqrt(1 - beta2)
         limit = np.minimum(limits.ratio, limits.share_of_ceiling * ceiling)
         judged = np.array([t.role == "matrix" for t in run.tensors], dtype=bool) & (ceiling > limits.ratio)
-        judged &= (steps[:, None] >= np.maximum(limits.early, np.round(1 / (1 - beta2)))) & np.isfinite(values)
+        judged &= (steps >= limits.early)[:, None] & np.isfinite(values)
+        limit = np.where(steps[:, None] >= np.round(1 / (1 - beta2)), limit, np.maximum(limit, limits.young))
         rows = rows_of(run, steps)
         judged &= (_rate_has_settled(run, limits.settle)[rows] & (rows >= RULE.min_steps - 1))[:, None]
         if not judged.any():
@@ -106,15 +109,8 @@ class StaleSecondMoment:
                              tensor=culprit, note=f"ceiling {1 / np.sqrt(1 - memory):.1f} at beta2 {memory:g}"),
                 ),
                 advice=_advice(culprit, memory, worst, rate_at(run, step)),
+                remedy={"beta2": round(_shorter(memory), 3)} if _shorter(memory) < memory else {},
             )  # fmt: skip
-
-
-def _beta2_of_tensors(run: RunLog, rows: Indices) -> Array:
-    """The beta2 of each tensor at each of the rows [rows, tensors], from its group; NaN where unknown or not below 1."""
-    groups = run.table("beta2").values
-    of_tensor = np.array([min(t.group or 0, groups.shape[1] - 1) for t in run.tensors], dtype=np.int64)
-    beta2: Array = groups[np.ix_(rows, of_tensor)]
-    return np.where((beta2 >= 0) & (beta2 < 1), beta2, np.nan)
 
 
 def _rate_has_settled(run: RunLog, settle: int) -> Flags:
@@ -152,14 +148,18 @@ def _why_not(run: RunLog, beta2: Array, limits: StaleSecondMomentThresholds) -> 
     largest = float(known.max())
     if 1 / np.sqrt(1 - largest) <= limits.ratio:
         return f"at beta2 {largest:g} the ratio cannot pass {1 / np.sqrt(1 - largest):.2f}"
-    early = max(limits.early, round(1 / (1 - largest)))
-    if run.steps[-1] < early:
-        return f"{run.steps[-1]} steps; needs {early}, the memory of the second moment at beta2 {largest:g}"
+    if run.steps[-1] < limits.early:
+        return f"{run.steps[-1]} steps; needs {limits.early}"
     return "no step could be judged: the rate has risen all along, or no ratio was measured since"
 
 
 def _advice(culprit: str, beta2: float, ratio: float, lr: float) -> str:
-    shorter = max(0.9, 1 - 5 * (1 - beta2))
+    shorter = _shorter(beta2)
     rate = f" ({lr / ratio:.2g} instead of {lr:.2g} here)" if np.isfinite(lr) else ""
     divide = f"ivide the rate of {culprit} by its rms_ratio where that is above 1{rate}, as StableAdamW does."
     return f"Lower beta2 from {beta2:g} to {shorter:.3g}; or keep it and d{divide}" if shorter < beta2 else f"D{divide}"
+
+
+def _shorter(beta2: float) -> float:
+    """The beta2 of a fifth of the memory, not below 0.9."""
+    return max(0.9, 1 - 5 * (1 - beta2))

@@ -137,3 +137,25 @@ def test_the_remedy_for_machines_is_the_one_people_read(name: str) -> None:
             assert knob in REMEDIES
             shown = {f"{value:.2g}", f"{value:.3g}", f"{value:g}"}
             assert value == 1 or any(number in finding.advice for number in shown), (finding.rule, knob, value)
+
+
+def test_a_gradient_multiplied_by_hand_is_a_spike_all_the_same() -> None:
+    before, used = np.tile([0.9, 1.1, 1.0], 50), np.tile([0.9, 1.1, 1.0], 50)
+    before[120], used[120] = np.nan, 50.0
+    finding = only(make_run(np.full(150, 3.0), grad_norm=before, grad_norm_used=used), "SK203")
+    assert (finding.first_step, finding.remedy) == (121, {"clip_norm": pytest.approx(1.0 + 3 * 1.4826 * 0.1)})
+
+
+def test_a_rate_that_jumps_is_told_with_the_rate_it_had() -> None:
+    rates, ratio = np.full(100, 1e-3), np.full((100, 5), 0.01)
+    rates[60:], ratio[60:] = 5e-3, 0.05
+    finding = only(make_run(np.full(100, 3.0), lr=rates, update_sumsq=(ratio * 0.05) ** 2 * NUMEL), "SK206")
+    assert (finding.first_step, finding.remedy) == (61, {"peak_lr": 1e-3})
+    assert finding.message.endswith("5 times as far as is usual for it: the rate jumped from 0.001 to 0.005")
+
+
+def test_a_warm_restart_is_no_jump() -> None:
+    rates = np.tile(np.linspace(1e-3, 1e-5, 100), 2)
+    ratio = np.repeat((10 * rates)[:, None], 5, axis=1)
+    run = make_run(np.full(200, 3.0), lr=rates, update_sumsq=(ratio * 0.05) ** 2 * NUMEL)
+    assert "SK206" not in [f.rule for f in flat(analyze(run))]

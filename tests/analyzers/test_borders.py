@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from analyzer_runs import TENSORS, flat, make_run, told
+from analyzer_runs import TENSORS, make_run, told
 
 from stabkit.analyzers import analyze, judge
 from stabkit.analyzers.gradient_spike import GradientSpike
@@ -92,8 +92,9 @@ def test_a_schedule_that_ends_at_zero_is_information() -> None:
 def test_an_overwritten_matrix_is_taken_for_an_oversized_update() -> None:
     updates = np.full((100, 5), (0.01 * 0.05) ** 2) * NUMEL
     updates[59, 2] = (1.4 * 0.05) ** 2 * 16
-    (finding,) = flat(analyze(make_run(np.full(100, 3.0), update_sumsq=updates)))
+    (finding,) = analyze(make_run(np.full(100, 3.0), update_sumsq=updates)).findings
     assert (finding.rule, finding.first_step, finding.tensors) == ("SK102", 60, ("b",))
+    assert [f.rule for f in finding.consequences] == ["SK206"]
 
 
 def test_a_matrix_that_starts_at_zero_has_no_size_to_be_changed_by() -> None:

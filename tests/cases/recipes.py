@@ -1,8 +1,8 @@
 """How each recorded run was trained, and what the rules must find in it.
 
-Every run is a real training of a small byte-level GPT on the standard library's source, recorded through `stabkit.watch`. A
-sick run differs from its healthy twin in one thing. `expect` maps a rule's code to the (earliest, latest) step at which it must
-fire and the tensor it must name first (None: any).
+Every run is a real training, recorded through `stabkit.watch`: of a small byte-level GPT on the standard library's source, or
+of a small MLP on a sine, all of it at every step. A sick run differs from its healthy twin in one thing. `expect` maps a rule's
+code to the (earliest, latest) step at which it must fire and the tensor it must name first (None: any).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Case:
     """A training run.
 
     Attributes:
+        trains: "text", or "sine" for the MLP: no clipping, no decay, and of the options below only rate and beta2.
         steps: Optimizer steps.
         lr: Rate of a step, from 1, as set before the step.
         start_lr: The rate the optimizer is constructed with.
@@ -45,6 +46,7 @@ class Case:
         clean: Whether nothing of warning or above may be found.
     """
 
+    trains: str = "text"
     steps: int = 150
     lr: Callable[[int], float] = lambda step: 1e-3 * min(1.0, step / 20)
     start_lr: float = 1e-3
@@ -100,7 +102,7 @@ CASES: dict[str, Case] = {
     "zero_first_rate": Case(
         steps=80, lr=lambda step: 1e-3 * min(1.0, (step - 1) / 20), clean=True, expect={"SK104": (1, 1, None)}
     ),
-    "rate_jump": Case(lr=jump(100, 60), expect={"SK102": (60, 62, None)}),
+    "rate_jump": Case(lr=jump(100, 60), expect={"SK102": (60, 62, None), "SK206": (60, 60, None)}),
     "passing_divergence": Case(
         steps=200, lr=jump(500, 100), clip=None, twin="healthy_unclipped",
         expect={"SK102": (100, 102, None), "SK202": (120, 160, None)},
@@ -150,6 +152,10 @@ CASES: dict[str, Case] = {
     "underflowing_gradients": Case(
         steps=60, scale=2.0**-12, growth_interval=100_000, twin="healthy_half", expect={"SK305": (20, 40, None)}
     ),
+    "long_memory": Case(
+        trains="sine", steps=235, lr=warmed(5e-3, 50), twin="memory_that_follows", expect={"SK205": (210, 222, None)}
+    ),
+    "memory_that_follows": Case(trains="sine", steps=235, lr=warmed(5e-3, 50), beta2=0.9, clean=True),
 }  # fmt: skip
 
 
@@ -158,6 +164,29 @@ def run_case(
 ) -> stabkit.RunLog:
     """Train, and return what was recorded; the options are those of `stabkit.watch`."""
     torch.set_num_threads(1)
+    return run_sine(case, logdir) if case.trains == "sine" else run_text(case, logdir)
+
+
+def run_sine(case: Case, logdir: Path) -> stabkit.RunLog:
+    """An MLP on 256 points of a sine."""
+    torch.manual_seed(1)
+    x = torch.linspace(-3, 3, 256)[:, None]
+    y = torch.sin(3 * x) + 0.3 * torch.sin(9 * x)
+    layers = [nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=case.lr(1), betas=(0.9, case.beta2), weight_decay=0)
+    with stabkit.watch(model, optimizer, logdir, tensorboard=False, total_steps=case.steps):
+        for step in range(1, case.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = case.lr(step)
+            optimizer.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            optimizer.step()
+    return stabkit.load(logdir)
+
+
+def run_text(case: Case, logdir: Path) -> stabkit.RunLog:
+    """A byte-level GPT on source code."""
     torch.manual_seed(0)
     recipe = Recipe(batch=8, seed=0)
     model, data = GPT(width=32, layers=2, heads=2), batches(standard_library_text(), recipe)
