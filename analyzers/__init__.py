@@ -15,6 +15,7 @@ from stabkit.analyzers.clip_before_unscale import ClipBeforeUnscale
 from stabkit.analyzers.clip_per_micro_batch import ClipPerMicroBatch
 from stabkit.analyzers.coupled_weight_decay import CoupledWeightDecay
 from stabkit.analyzers.decay_on_norms_and_biases import DecayOnNormsAndBiases
+from stabkit.analyzers.eps_dominated_update import EpsDominatedUpdate
 from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
 from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
@@ -29,6 +30,7 @@ from stabkit.analyzers.nonfinite_value import NonfiniteValue
 from stabkit.analyzers.oversized_update import OversizedUpdate
 from stabkit.analyzers.parameter_not_in_optimizer import ParameterNotInOptimizer
 from stabkit.analyzers.parameter_without_gradient import ParameterWithoutGradient
+from stabkit.analyzers.permanent_clipping import PermanentClipping
 from stabkit.analyzers.schedule_restarts_on_resume import ScheduleRestartsOnResume
 from stabkit.analyzers.scheduler_before_optimizer import SchedulerBeforeOptimizer
 from stabkit.analyzers.scheduler_counts_skipped_steps import SchedulerCountsSkippedSteps
@@ -37,6 +39,7 @@ from stabkit.analyzers.scheduler_never_stepped import SchedulerNeverStepped
 from stabkit.analyzers.scheduler_runs_past_its_end import SchedulerRunsPastItsEnd
 from stabkit.analyzers.scheduler_steps_per_micro_batch import SchedulerStepsPerMicroBatch
 from stabkit.analyzers.stale_second_moment import StaleSecondMoment
+from stabkit.analyzers.step_going_backwards import StepGoingBackwards
 from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
 from stabkit.analyzers.stuck_step_count import StuckStepCount
 from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
@@ -82,6 +85,9 @@ ANALYZERS: tuple[Analyzer, ...] = (
     CoupledWeightDecay(),
     DecayOnNormsAndBiases(),
     MomentsLostOnResume(),
+    PermanentClipping(),
+    EpsDominatedUpdate(),
+    StepGoingBackwards(),
 )  # fmt: skip
 """Every rule of the catalogue, by code."""
 

@@ -15,6 +15,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK302": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK301"}),
+    "SK508": frozenset({"SK201", "SK202", "SK203", "SK204", "SK301"}),
     "SK402": frozenset({"SK301"}),
     "SK406": frozenset({"SK201", "SK202", "SK203"}),
     "SK203": frozenset({"SK201", "SK204"}),
@@ -25,7 +26,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
 }
 """What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""
 
-ROOTS = ("SK421", "SK101", "SK103", "SK102", "SK302", "SK402", "SK406")
+ROOTS = ("SK421", "SK101", "SK103", "SK102", "SK302", "SK508", "SK402", "SK406")
 """Causes that stand before the others: they say why, the others what."""
 
 WITHIN = 50

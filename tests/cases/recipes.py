@@ -33,6 +33,7 @@ class Case:
         late: Set the rate after the step instead of before it.
         clip: Largest gradient norm; None does not clip.
         beta2: Adam's beta2.
+        eps: Adam's eps.
         loss_factor: What the loss of a step is multiplied by.
         data: "text", or "noise" for random bytes, of a step.
         decay: Weight decay of the tensor named, where it is not 0.1.
@@ -48,6 +49,7 @@ class Case:
     late: bool = False
     clip: float | None = 1.0
     beta2: float = 0.999
+    eps: float = 1e-8
     loss_factor: Callable[[int], float] = lambda step: 1.0
     data: Callable[[int], str] = lambda step: "text"
     decay: dict[str, float] = field(default_factory=dict)
@@ -133,6 +135,13 @@ CASES: dict[str, Case] = {
         steps=160, decay={"blocks.1.fc2.weight": -400.0},
         expect={"SK302": (100, 130, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
     ),
+    "low_clip_limit": Case(
+        steps=310, lr=warmed(5e-3, 40), beta2=0.95, clip=0.02, twin="healthy_high_rate", expect={"SK503": (300, 300, None)}
+    ),
+    "large_eps": Case(eps=1e-2, expect={"SK504": (50, 60, None)}),
+    "schedule_below_zero": Case(
+        lr=lambda step: warmed(1e-3)(step) * (1 - max(0, step - 20) / 80), expect={"SK508": (101, 101, None)}
+    ),
 }  # fmt: skip
 
 
@@ -146,7 +155,7 @@ def run_case(case: Case, logdir: Path) -> stabkit.RunLog:
     special = {id(named[name]) for name in case.decay}
     groups = [{"params": [p for p in model.parameters() if id(p) not in special]}]
     groups += [{"params": [named[name]], "weight_decay": decay} for name, decay in case.decay.items()]
-    optimizer = torch.optim.AdamW(groups, lr=case.start_lr, betas=(0.9, case.beta2), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(groups, lr=case.start_lr, betas=(0.9, case.beta2), eps=case.eps, weight_decay=0.1)
     noise = torch.Generator().manual_seed(1)
 
     def set_rate(step: int) -> None:
