@@ -21,6 +21,7 @@ from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
 from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
+from stabkit.analyzers.loss_plateau import LossPlateau
 from stabkit.analyzers.loss_spike import LossSpike
 from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
 from stabkit.analyzers.missing_warmup import MissingWarmup
@@ -44,6 +45,7 @@ from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
 from stabkit.analyzers.stuck_step_count import StuckStepCount
 from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
 from stabkit.analyzers.updates_rounded_away import UpdatesRoundedAway
+from stabkit.analyzers.vanishing_gradient import VanishingGradient
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Finding, Outcome, Status
 from stabkit.metric import METRICS, Metric
@@ -85,8 +87,10 @@ ANALYZERS: tuple[Analyzer, ...] = (
     CoupledWeightDecay(),
     DecayOnNormsAndBiases(),
     MomentsLostOnResume(),
+    VanishingGradient(),
     PermanentClipping(),
     EpsDominatedUpdate(),
+    LossPlateau(),
     StepGoingBackwards(),
 )  # fmt: skip
 """Every rule of the catalogue, by code."""

@@ -10,13 +10,13 @@ How it decides:     In the median of 50 measured steps: the root of the mean of 
                     rate x rms(m) / rms(sqrt(v)), what it would be without eps. Elements with v = 0 (rows of an embedding that
                     never occurred) count as healthy. Biases and norms are not judged (the bias of a key has no gradient but
                     rounding), nor steps whose loss is below a hundredth of the first (then there is little left to learn).
-Known false alarms: A task that is solved but whose loss has a floor above 0, at a large eps. Some raise eps on purpose, to damp
-                    spikes: then it is working as meant, and costs the tensors named their rate.
+Known false alarms: A task that is solved but whose loss has a floor above 0, at a large eps. Some raise eps on purpose, to
+                    damp spikes: then it is working as meant, and costs the tensors named their rate.
 What to try:        eps = 0.01 x the smallest typical sqrt(v-hat) of a matrix (1st percentile). Where a larger eps was meant,
                     raise the rate of the tensors named instead; where the loss is scaled down by hand, do not.
 References:         Wortsman et al. 2023, arXiv 2309.14322, section 3.4: gradients shrink as the model and the rate grow, cross
                     the default eps, and updates collapse; a smaller eps mends it. Molybog et al. 2023, arXiv 2304.09871: four
-                    layers with gradients far below eps before a 546B model diverged. The limit of 1: there half the step is lost.
+                    layers with gradients far below eps before a 546B model diverged. At the limit of 1 half the step is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import rows_of
-from stabkit.analyzers.series import Flags, Indices
+from stabkit.analyzers.series import Flags, Indices, known_median, mostly
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -103,22 +103,24 @@ class EpsDominatedUpdate:
         if len(moments.steps) < limits.window:
             raise NotApplicable(f"{len(moments.steps)} steps were measured at a rate worth judging; needs {limits.window}")
         with np.errstate(invalid="ignore"):
-            root, within, update = (_medians(x, limits.window) for x in (moments.root / moments.eps, moments.within, moments.update))
-            low = (root < limits.root) & (within >= limits.within) & (update < limits.update)
+            over_eps = moments.root / moments.eps
+            each = (over_eps < limits.root, moments.within >= limits.within, moments.update < limits.update)
+        low = np.logical_and.reduce([mostly(flags, limits.window) for flags in each])
         if not low.any():
             return
         at = int(np.argmax(low.any(axis=1)))
         row, concerned = at + limits.window - 1, np.flatnonzero(low[at])
-        concerned = concerned[np.argsort(update[at, concerned], kind="stable")]
+        root, within, update = (known_median(x[at : row + 1]) for x in (over_eps, moments.within, moments.update))
+        concerned = concerned[np.argsort(update[concerned], kind="stable")]
         worst, step = int(concerned[0]), int(moments.steps[row])
         names = tuple(run.tensors[moments.columns[i]].name for i in concerned)
-        eps, typical = float(moments.eps[row, worst]), np.nanmedian(moments.root[at : row + 1], axis=0)
+        eps, typical = float(moments.eps[row, worst]), known_median(moments.root[at : row + 1])
         better = SAFE * float(np.nanpercentile(typical[typical > 0], 1))
         last = int(np.flatnonzero(low[:, concerned].any(axis=1))[-1])
         yield found(
             RULE,
-            message=f"eps {eps:.2g} sets the update of {names[0]}: its gradients are {root[at, worst]:.2g} eps, and "
-            f"{1 - update[at, worst]:.0%} of its step is lost at step {step}",
+            message=f"eps {eps:.2g} sets the update of {names[0]}: its gradients are {root[worst]:.2g} eps, and "
+            f"{1 - update[worst]:.0%} of its step is lost at step {step}",
             first_step=step,
             last_step=int(moments.steps[last + limits.window - 1]),
             event_step=int(moments.steps[at]),
@@ -128,13 +130,13 @@ class EpsDominatedUpdate:
             evidence=(
                 Evidence(metric="exp_avg_sq_mean", observed=float(typical[worst] ** 2), expected=eps**2, step=step,
                          tensor=names[0], note=f"median of {limits.window} steps, against eps squared"),
-                Evidence(metric="eps_fraction", observed=float(within[at, worst]), expected=limits.within, step=step,
+                Evidence(metric="eps_fraction", observed=float(within[worst]), expected=limits.within, step=step,
                          tensor=names[0]),
-                Evidence(metric="update without eps", observed=float(update[at, worst]), expected=limits.update, step=step,
+                Evidence(metric="update without eps", observed=float(update[worst]), expected=limits.update, step=step,
                          tensor=names[0], note="share of it that was taken"),
             ),
-            advice=f"Set eps to {better:.2g}, a hundredth of the smallest typical sqrt(v-hat) of a matrix. If {eps:.2g} was meant, "
-            f"to damp spikes, give these {len(names)} tensors a rate {1 / update[at, worst]:.2g} times as high instead.",
+            advice=f"Set eps to {better:.2g}, a hundredth of the smallest typical sqrt(v-hat) of a matrix. If {eps:.2g} was "
+            f"meant to damp spikes, give these {len(names)} tensors a rate {1 / update[worst]:.2g} times as high instead.",
             remedy={"eps": better},
         )  # fmt: skip
 
@@ -160,7 +162,8 @@ class EpsDominatedUpdate:
             update = np.where(judged & (first > 0) & (root > 0), taken * root / first, np.nan)
         keep = np.isfinite(update).any(axis=1)
         within = run.table("eps_fraction").values[:, columns]
-        return _Moments(measured.steps[keep], columns, *(x[keep] for x in (np.where(judged, root, np.nan), eps, within, update)))
+        root = np.where(judged, root, np.nan)
+        return _Moments(measured.steps[keep], columns, root[keep], eps[keep], within[keep], update[keep])
 
     def _learned(self, run: RunLog) -> Flags:
         """Of each step, whether the lowest median of 20 losses so far was next to nothing beside that of the first 20."""
@@ -193,7 +196,3 @@ def _beta1_correction(run: RunLog, beta1: Array, rows: Indices) -> Array:
         correction = 1 - beta1**count
     return np.where(np.isfinite(correction) & (correction > 0), correction, 1.0)
 
-
-def _medians(values: Array, window: int) -> Array:
-    """Trailing median of each column; NaN where any of its window is."""
-    return np.median(sliding_window_view(values, window, axis=0), axis=-1)

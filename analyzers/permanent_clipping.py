@@ -82,8 +82,8 @@ class PermanentClipping:
         step = int(run.steps[row])
         yield found(
             RULE,
-            message=f"{cut[at]:.0%} of the steps {run.steps[begin]} to {step} were clipped, the middle one to {depth[at]:.2g} of "
-            "its norm: the limit sets the size of every step",
+            message=f"{cut[at]:.0%} of the steps {run.steps[begin]} to {step} were clipped, the middle one to {depth[at]:.2g} "
+            "of its norm: the limit sets the size of every step",
             first_step=step,
             last_step=int(run.steps[rows[np.flatnonzero(low)[-1] + limits.window - 1]]),
             event_step=int(run.steps[begin]),

@@ -59,7 +59,7 @@ def test_every_rule_has_a_sick_case_and_every_recipe_a_small_recording() -> None
     recorded = {a.rule.code for a in ANALYZERS} - {case.rule for case in WIRING.values()}
     assert recorded <= {rule for case in CASES.values() for rule in case.expect}
     assert {path.stem for path in DATA.glob("*.npz")} == set(CASES)
-    assert sum(path.stat().st_size for path in DATA.glob("*.npz")) < 6e6
+    assert sum(path.stat().st_size for path in DATA.glob("*.npz")) < 8e6
 
 
 def only(name: str, rule: str) -> Finding:
@@ -70,7 +70,7 @@ def only(name: str, rule: str) -> Finding:
 def test_a_loss_that_leaves_for_good_is_told_inside_what_drove_it_away() -> None:
     (top,) = [f for f in diagnosis("diverging").findings if f.severity >= Severity.WARNING]
     assert top.rule == "SK102"
-    assert {f.rule for f in top.consequences} == {"SK201", "SK202", "SK203"}
+    assert {f.rule for f in top.consequences} == {"SK201", "SK202", "SK203", "SK501"}
     assert diagnosis("diverging").worst is Severity.ERROR
 
 
@@ -101,7 +101,7 @@ def test_growth_into_nan_names_what_grew_before_it() -> None:
 
 
 def test_false_alarms_on_the_healthy_recordings() -> None:
-    """Every recorded healthy step, all rules together, at warning and above: none in 1,160 steps."""
+    """Every recorded healthy step, all rules together, at warning and above: none in 1,310 steps."""
     healthy = [diagnosis(name) for name, case in CASES.items() if case.clean]
-    assert sum(d.steps for d in healthy) == 1160
+    assert sum(d.steps for d in healthy) == 1310
     assert sum(f.severity >= Severity.WARNING for d in healthy for f in flat(d)) == 0

@@ -1,8 +1,8 @@
 """How each recorded run was trained, and what the rules must find in it.
 
-Every run is a real training of a small byte-level GPT on the standard library's source, recorded through `stabkit.watch`. A
-sick run differs from its healthy twin in one thing. `expect` maps a rule's code to the (earliest, latest) step at which it must
-fire and the tensor it must name first (None: any).
+Every run is a real training of a small byte-level model, a GPT unless it says otherwise, on the standard library's source,
+recorded through `stabkit.watch`. A sick run differs from its healthy twin in one thing. `expect` maps a rule's code to the
+(earliest, latest) step at which it must fire and the tensor it must name first (None: any).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import stabkit
 from stabkit.demo import GPT, Recipe, batches, standard_library_text
+from tests.cases.stack import Stack
 
 Expectation = tuple[int, int, str | None]
 
@@ -34,6 +35,7 @@ class Case:
         clip: Largest gradient norm; None does not clip.
         beta2: Adam's beta2.
         eps: Adam's eps.
+        model: Makes the model; a GPT of two blocks where nothing is said.
         loss_factor: What the loss of a step is multiplied by.
         data: "text", or "noise" for random bytes, of a step.
         decay: Weight decay of the tensor named, where it is not 0.1.
@@ -50,6 +52,7 @@ class Case:
     clip: float | None = 1.0
     beta2: float = 0.999
     eps: float = 1e-8
+    model: Callable[[], nn.Module] = lambda: GPT(width=32, layers=2, heads=2)
     loss_factor: Callable[[int], float] = lambda step: 1.0
     data: Callable[[int], str] = lambda step: "text"
     decay: dict[str, float] = field(default_factory=dict)
@@ -135,6 +138,11 @@ CASES: dict[str, Case] = {
         steps=160, decay={"blocks.1.fc2.weight": -400.0},
         expect={"SK302": (100, 130, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
     ),
+    "residual_sigmoids": Case(model=lambda: Stack(residual=True), clean=True),
+    "sigmoids": Case(
+        model=lambda: Stack(residual=False), twin="residual_sigmoids", expect={"SK501": (51, 60, "layers.0.weight")}
+    ),
+    "rate_too_low": Case(steps=220, lr=constant(1e-6), expect={"SK507": (209, 209, None)}),
     "low_clip_limit": Case(
         steps=310, lr=warmed(5e-3, 40), beta2=0.95, clip=0.02, twin="healthy_high_rate", expect={"SK503": (300, 300, None)}
     ),
@@ -150,7 +158,7 @@ def run_case(case: Case, logdir: Path) -> stabkit.RunLog:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     recipe = Recipe(batch=8, seed=0)
-    model, data = GPT(width=32, layers=2, heads=2), batches(standard_library_text(), recipe)
+    model, data = case.model(), batches(standard_library_text(), recipe)
     named = dict(model.named_parameters())
     special = {id(named[name]) for name in case.decay}
     groups = [{"params": [p for p in model.parameters() if id(p) not in special]}]
