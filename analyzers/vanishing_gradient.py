@@ -8,16 +8,18 @@ Why it matters:     What lies before them cannot learn: SGD hardly moves it, and
 How it decides:     Of 50 measured steps, the first of them step 2 or later, a matrix is below 1/1000 of the largest tensor
                     behind it in the model's order, in the median: in the norm of its gradient, in its gradient per element,
                     and in norm of gradient times norm of weights, which does not change when scale is moved from one layer
-                    to the next. All three, so that neither shape nor scale alone decides. A run that converges loses its
-                    gradients everywhere alike, and is not told. Embeddings are not judged: most of their rows rest.
+                    to the next. All three, so that neither shape nor scale alone decides. And nothing before it, embeddings
+                    included, has a larger gradient: queries and keys that begin near a uniform attention have gradients as
+                    small, and the gradient flows on past them. A run that converges loses its
+                    gradients everywhere alike, and is not told.
 Known false alarms: Branches that begin shut on purpose (LayerScale at 1e-6) until they open; parts that take part in few steps.
                     Not seen: optimizers given their parameters in another order than that of the model; a last layer that
                     vanishes with all others.
 What to try:        Normalisation or residual connections between the layers; He or Xavier initialisation; where the gradient is
                     exactly 0, a smaller rate or a leaky activation.
 References:         Glorot and Bengio 2010 (AISTATS), He et al. 2015, arXiv 1502.01852: variances of gradients across layers.
-                    Zhang et al. 2021 (AutoTrainer, ICSE) use 1/1000 between first and last layer too. Seen here: 0.0032 and
-                    more in trainings that went well, 0.0004 and less in those that did not.
+                    Zhang et al. 2021 (AutoTrainer, ICSE) use 1/1000 between first and last layer too. A stack of three sigmoids
+                    that learned well began at 0.0032; stacks that did not learn lie at 0.00005 and below.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class VanishingGradient:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding: the first matrices that are cut off, the most cut off first."""
         limits = self.thresholds
-        columns = np.array([i for i, t in enumerate(run.tensors) if t.role != "embedding" and t.numel], dtype=np.int64)
+        columns = np.array([i for i, t in enumerate(run.tensors) if t.numel], dtype=np.int64)
         matrices = np.array([run.tensors[i].role == "matrix" for i in columns], dtype=bool)
         if not matrices[:-1].any():
             raise NoOccasion("no tensor lies behind a matrix")
@@ -111,12 +113,14 @@ def _measured(run: RunLog) -> Indices:
 
 
 def _shares(run: RunLog, columns: Indices) -> tuple[Indices, Array]:
-    """(steps, [steps, tensors]) gradient over the largest behind it, the largest of three ways to compare; NaN if unknown."""
+    """(steps, [steps, tensors]): gradient over the largest behind it, the largest of three ways to compare; NaN if unknown."""
     rows, norms = _measured(run), run.table("grad_norm_used")
     gradients, weights = norms.values[rows][:, columns], run.table("weight_norm").values[rows][:, columns]
     root = np.sqrt([run.tensors[i].numel for i in columns])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ways = [values / _behind(values) for values in (gradients, gradients / root, gradients * weights)]
+        before = np.fmax.accumulate(gradients, axis=1)
+        ways = [before / _behind(gradients)]
+        ways += [values / _behind(values) for values in (gradients / root, gradients * weights)]
     return norms.steps[rows], np.maximum.reduce(ways)
 
 

@@ -70,7 +70,7 @@ def only(name: str, rule: str) -> Finding:
 def test_a_loss_that_leaves_for_good_is_told_inside_what_drove_it_away() -> None:
     (top,) = [f for f in diagnosis("diverging").findings if f.severity >= Severity.WARNING]
     assert top.rule == "SK102"
-    assert {f.rule for f in top.consequences} == {"SK201", "SK202", "SK203", "SK501"}
+    assert {f.rule for f in top.consequences} == {"SK201", "SK202", "SK203"}
     assert diagnosis("diverging").worst is Severity.ERROR
 
 
