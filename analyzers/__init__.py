@@ -17,12 +17,14 @@ from stabkit.analyzers.clip_per_micro_batch import ClipPerMicroBatch
 from stabkit.analyzers.coupled_weight_decay import CoupledWeightDecay
 from stabkit.analyzers.decay_on_norms_and_biases import DecayOnNormsAndBiases
 from stabkit.analyzers.decoupled_second_moment import DecoupledSecondMoment
+from stabkit.analyzers.eps_dominated_update import EpsDominatedUpdate
 from stabkit.analyzers.first_step_at_peak_rate import FirstStepAtPeakRate
 from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.gradient_underflow import GradientUnderflow
 from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
 from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
+from stabkit.analyzers.loss_plateau import LossPlateau
 from stabkit.analyzers.loss_scale_collapse import LossScaleCollapse
 from stabkit.analyzers.loss_spike import LossSpike
 from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
@@ -33,6 +35,7 @@ from stabkit.analyzers.nonfinite_value import NonfiniteValue
 from stabkit.analyzers.oversized_update import OversizedUpdate
 from stabkit.analyzers.parameter_not_in_optimizer import ParameterNotInOptimizer
 from stabkit.analyzers.parameter_without_gradient import ParameterWithoutGradient
+from stabkit.analyzers.permanent_clipping import PermanentClipping
 from stabkit.analyzers.schedule_restarts_on_resume import ScheduleRestartsOnResume
 from stabkit.analyzers.scheduler_before_optimizer import SchedulerBeforeOptimizer
 from stabkit.analyzers.scheduler_counts_skipped_steps import SchedulerCountsSkippedSteps
@@ -41,11 +44,13 @@ from stabkit.analyzers.scheduler_never_stepped import SchedulerNeverStepped
 from stabkit.analyzers.scheduler_runs_past_its_end import SchedulerRunsPastItsEnd
 from stabkit.analyzers.scheduler_steps_per_micro_batch import SchedulerStepsPerMicroBatch
 from stabkit.analyzers.stale_second_moment import StaleSecondMoment
+from stabkit.analyzers.step_going_backwards import StepGoingBackwards
 from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
 from stabkit.analyzers.stuck_step_count import StuckStepCount
 from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
 from stabkit.analyzers.update_ratio_jump import UpdateRatioJump
 from stabkit.analyzers.updates_rounded_away import UpdatesRoundedAway
+from stabkit.analyzers.vanishing_gradient import VanishingGradient
 from stabkit.analyzers.zero_rate_step import ZeroRateStep
 from stabkit.finding import Diagnosis, Finding, Outcome, Status
 from stabkit.metric import METRICS, Metric
@@ -91,6 +96,11 @@ ANALYZERS: tuple[Analyzer, ...] = (
     CoupledWeightDecay(),
     DecayOnNormsAndBiases(),
     MomentsLostOnResume(),
+    VanishingGradient(),
+    PermanentClipping(),
+    EpsDominatedUpdate(),
+    LossPlateau(),
+    StepGoingBackwards(),
 )  # fmt: skip
 """Every rule of the catalogue, by code."""
 

@@ -11,11 +11,16 @@ __all__ = ["gather"]
 
 EXPLAINS: dict[str, frozenset[str]] = {
     "SK421": frozenset({"SK101", "SK102", "SK206"}),
-    "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
+    "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK501", "SK507"}),
     "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
-    "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
-    "SK302": frozenset({"SK102", "SK303", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
+    "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK501", "SK507"}),
+    "SK302": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK303"}),
+    "SK508": frozenset({"SK201", "SK202", "SK203", "SK204", "SK206", "SK301"}),
+    "SK305": frozenset({"SK501", "SK507"}),
+    "SK501": frozenset({"SK504", "SK507"}),
+    "SK504": frozenset({"SK507"}),
     "SK303": frozenset({"SK305"}),
+    "SK401": frozenset({"SK503"}),
     "SK402": frozenset({"SK301"}),
     "SK406": frozenset({"SK201", "SK202", "SK203", "SK206"}),
     "SK205": frozenset({"SK201", "SK203", "SK204", "SK206"}),
@@ -23,12 +28,12 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "SK206": frozenset({"SK201", "SK203", "SK204", "SK205"}),
     "SK204": frozenset({"SK201", "SK203", "SK206"}),
     "SK201": frozenset({"SK203", "SK204", "SK206"}),
-    "SK202": frozenset({"SK201"}),
+    "SK202": frozenset({"SK201", "SK507"}),
     "SK411": frozenset({"SK104"}),
 }
 """What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""
 
-ROOTS = ("SK421", "SK101", "SK103", "SK102", "SK302", "SK402", "SK406")
+ROOTS = ("SK421", "SK101", "SK103", "SK102", "SK302", "SK508", "SK501", "SK504", "SK401", "SK402", "SK406")
 """Causes that stand before the others: they say why, the others what."""
 
 WITHIN = 50

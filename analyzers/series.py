@@ -20,6 +20,7 @@ __all__ = [
     "known_median",
     "lasts",
     "log_of",
+    "mostly",
     "trailing_level",
     "trailing_slopes",
 ]
@@ -176,6 +177,17 @@ def episodes(flags: Flags, gap: int = 0, steps: Indices | None = None) -> list[t
         else:
             found.append((i, i))
     return found
+
+
+def mostly(flags: Flags, window: int) -> Flags:
+    """Of each `window` rows of [n, series] that follow each other, whether more than half are True [n - window + 1, series].
+
+    What a median below a limit means, at a fraction of its time; False stands for what is not known.
+    """
+    counts = np.zeros((len(flags) + 1, flags.shape[1]), dtype=np.int64)
+    np.cumsum(flags, axis=0, out=counts[1:])
+    most: Flags = 2 * (counts[window:] - counts[:-window]) > window
+    return most
 
 
 def lasts(last: int, count: int, recent: int = 3) -> bool:

@@ -59,7 +59,7 @@ def test_every_rule_has_a_sick_case_and_every_recipe_a_small_recording() -> None
     recorded = {a.rule.code for a in ANALYZERS} - {case.rule for case in WIRING.values()}
     assert recorded <= {rule for case in CASES.values() for rule in case.expect}
     assert {path.stem for path in DATA.glob("*.npz")} == set(CASES)
-    assert sum(path.stat().st_size for path in DATA.glob("*.npz")) < 8e6
+    assert sum(path.stat().st_size for path in DATA.glob("*.npz")) < 12e6
 
 
 def only(name: str, rule: str) -> Finding:
@@ -101,7 +101,7 @@ def test_growth_into_nan_names_what_grew_before_it() -> None:
 
 
 def test_false_alarms_on_the_healthy_recordings() -> None:
-    """Every recorded healthy step, all rules together, at warning and above: none in 1,645 steps."""
+    """Every recorded healthy step, all rules together, at warning and above: none in 1,795 steps."""
     healthy = [diagnosis(name) for name, case in CASES.items() if case.clean]
-    assert sum(d.steps for d in healthy) == 1645
+    assert sum(d.steps for d in healthy) == 1795
     assert sum(f.severity >= Severity.WARNING for d in healthy for f in flat(d)) == 0

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import stabkit
 from stabkit.demo import GPT, Recipe, batches, standard_library_text
+from tests.cases.stack import Stack
 
 Expectation = tuple[int, int, str | None]
 
@@ -35,6 +36,8 @@ class Case:
         late: Set the rate after the step instead of before it.
         clip: Largest gradient norm; None does not clip.
         beta2: Adam's beta2.
+        eps: Adam's eps.
+        model: Makes the model; a GPT of two blocks where nothing is said.
         loss_factor: What the loss of a step is multiplied by.
         data: "text", or "noise" for random bytes, of a step.
         decay: Weight decay of the tensor named, where it is not 0.1.
@@ -53,6 +56,8 @@ class Case:
     late: bool = False
     clip: float | None = 1.0
     beta2: float = 0.999
+    eps: float = 1e-8
+    model: Callable[[], nn.Module] = lambda: GPT(width=32, layers=2, heads=2)
     loss_factor: Callable[[int], float] = lambda step: 1.0
     data: Callable[[int], str] = lambda step: "text"
     decay: dict[str, float] = field(default_factory=dict)
@@ -156,6 +161,18 @@ CASES: dict[str, Case] = {
         trains="sine", steps=235, lr=warmed(5e-3, 50), twin="memory_that_follows", expect={"SK205": (210, 222, None)}
     ),
     "memory_that_follows": Case(trains="sine", steps=235, lr=warmed(5e-3, 50), beta2=0.9, clean=True),
+    "residual_sigmoids": Case(model=lambda: Stack(residual=True), clean=True),
+    "sigmoids": Case(
+        model=lambda: Stack(residual=False), twin="residual_sigmoids", expect={"SK501": (51, 60, "layers.0.weight")}
+    ),
+    "rate_too_low": Case(steps=220, lr=constant(1e-6), expect={"SK507": (209, 209, None)}),
+    "low_clip_limit": Case(
+        steps=310, lr=warmed(5e-3, 40), beta2=0.95, clip=0.02, twin="healthy_high_rate", expect={"SK503": (300, 300, None)}
+    ),
+    "large_eps": Case(eps=1e-2, expect={"SK504": (50, 60, None)}),
+    "schedule_below_zero": Case(
+        lr=lambda step: warmed(1e-3)(step) * (1 - max(0, step - 20) / 80), expect={"SK508": (101, 101, None)}
+    ),
 }  # fmt: skip
 
 
@@ -164,10 +181,11 @@ def run_case(
 ) -> stabkit.RunLog:
     """Train, and return what was recorded; the options are those of `stabkit.watch`."""
     torch.set_num_threads(1)
-    return run_sine(case, logdir) if case.trains == "sine" else run_text(case, logdir)
+    run = run_sine if case.trains == "sine" else run_text
+    return run(case, logdir, after_step, **options)
 
 
-def run_sine(case: Case, logdir: Path) -> stabkit.RunLog:
+def run_sine(case: Case, logdir: Path, after_step: Callable[[int], None], **options: Any) -> stabkit.RunLog:
     """An MLP on 256 points of a sine."""
     torch.manual_seed(1)
     x = torch.linspace(-3, 3, 256)[:, None]
@@ -175,26 +193,27 @@ def run_sine(case: Case, logdir: Path) -> stabkit.RunLog:
     layers = [nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)]
     model = nn.Sequential(*layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=case.lr(1), betas=(0.9, case.beta2), weight_decay=0)
-    with stabkit.watch(model, optimizer, logdir, tensorboard=False, total_steps=case.steps):
+    with stabkit.watch(model, optimizer, logdir, tensorboard=False, total_steps=case.steps, **options):
         for step in range(1, case.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = case.lr(step)
             optimizer.zero_grad()
             F.mse_loss(model(x), y).backward()
             optimizer.step()
+            after_step(step)
     return stabkit.load(logdir)
 
 
-def run_text(case: Case, logdir: Path) -> stabkit.RunLog:
+def run_text(case: Case, logdir: Path, after_step: Callable[[int], None], **options: Any) -> stabkit.RunLog:
     """A byte-level GPT on source code."""
     torch.manual_seed(0)
     recipe = Recipe(batch=8, seed=0)
-    model, data = GPT(width=32, layers=2, heads=2), batches(standard_library_text(), recipe)
+    model, data = case.model(), batches(standard_library_text(), recipe)
     named = dict(model.named_parameters())
     special = {id(named[name]) for name in case.decay}
     groups = [{"params": [p for p in model.parameters() if id(p) not in special]}]
     groups += [{"params": [named[name]], "weight_decay": decay} for name, decay in case.decay.items()]
-    optimizer = torch.optim.AdamW(groups, lr=case.start_lr, betas=(0.9, case.beta2), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(groups, lr=case.start_lr, betas=(0.9, case.beta2), eps=case.eps, weight_decay=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=case.scale or 1.0, growth_interval=case.growth_interval,
                                   enabled=case.scale is not None)  # fmt: skip
     noise = torch.Generator().manual_seed(1)
