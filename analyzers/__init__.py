@@ -21,6 +21,7 @@ from stabkit.analyzers.growth_towards_overflow import GrowthTowardsOverflow
 from stabkit.analyzers.leftover_micro_batches import LeftoverMicroBatches
 from stabkit.analyzers.loss_divergence import LossDivergence
 from stabkit.analyzers.loss_spike import LossSpike
+from stabkit.analyzers.measured import with_confidence
 from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
 from stabkit.analyzers.missing_warmup import MissingWarmup
 from stabkit.analyzers.missing_zero_grad import MissingZeroGrad
@@ -126,7 +127,7 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
             return outcome(Status.NOT_APPLICABLE, why, occasion=not without)
         if len(run.steps) < rule.min_steps:
             return outcome(Status.NOT_APPLICABLE, f"{len(run.steps)} steps; needs {rule.min_steps}")
-        findings = tuple(analyzer.analyze(run))
+        findings = tuple(with_confidence(finding) for finding in analyzer.analyze(run))
     except NotApplicable as reason:
         return outcome(Status.NOT_APPLICABLE, str(reason), occasion=not isinstance(reason, NoOccasion))
     except Exception as error:  # one broken rule must not silence the others

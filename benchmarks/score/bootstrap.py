@@ -49,7 +49,8 @@ class Resampled:
         self.weights: Numbers = rng.multinomial(runs, np.full(runs, 1 / runs), draws) if runs else np.zeros(shape)
 
     def ratio(self, above: Sequence[float] | Numbers, below: Sequence[float] | Numbers, scale: float = 1.0) -> Estimate:
-        """Sum of `above` over sum of `below`, each one number a run. A rate of 0 gets the bound of the rule of three."""
+        """Sum of `above` over sum of `below`, each one number a run. At 0 and at 1 the bootstrap would
+        claim certainty: there the bound is that of the rule of three."""
         top, bottom = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
         total = bottom.sum()
         if not total:
@@ -59,6 +60,8 @@ class Resampled:
         low, high = np.nanpercentile(drawn, (2.5, 97.5))
         if not top.any():
             high = min(3 / total, 1.0)
+        elif scale == 1 and np.array_equal(top, bottom):  # a share
+            low = max(1 - 3 / total, 0.0)
         return Estimate(scale * top.sum() / total, scale * float(low), scale * float(high), float(total))
 
     def difference(self, one: Numbers, other: Numbers, below: Numbers) -> Estimate:
