@@ -198,10 +198,11 @@ BASELINES: tuple[Baseline, ...] = (
              2.5, _grid(1, 100)),
     Baseline("Megatron spiky loss", "loss at 10 times the largest of the first 100", _megatron, 10.0, _grid(0.05, 100)),
     Baseline("SageMaker Debugger", "WeightUpdateRatio, VanishingGradient (root mean square for mean), ExplodingTensor and "
-             "LossNotDecreasing (the limit turned: loss over that of 10 steps before)", _sagemaker, 0.999, _grid(0.9, 1000, 99)),
+             "LossNotDecreasing (the limit turned: loss over that of 10 steps before)", _sagemaker, 0.999,
+             _grid(0.9, 1000, 99)),
     Baseline("CUSUM", f"loss in robust sd of the last 100, reference 0.5, limit 5: {OWN}", _cusum, 5.0, _grid(1, 3000, 65)),
     Baseline("always", "an alarm at every step; tuned: every so many steps", _always, 1.0,
-             tuple(map(float, range(1, 2001))), merge=False),
+             tuple(sorted({float(round(limit)) for limit in np.geomspace(1, 2000, 99)})), merge=False),
     Baseline("random", "alarms thrown like dice; tuned: one in so many steps", _random, 20.0, _grid(1, 1e5, 99), merge=False),
 )  # fmt: skip
 """Formulas as read in the sources; sd is the standard deviation."""

@@ -15,8 +15,8 @@ def page(data: Data) -> str:
     """All tables."""
     about = data["about"]
     parts = [
-        f"# How often the verdicts are right\n\n{about['date']}, {about['machine']}, {about['versions']}, commit {about['commit']}. "
-        f"`{about['command']}`\n\nPart `{about['part']}`: {about['runs']} runs, {about['healthy']} of them healthy "
+        f"# How often the verdicts are right\n\n{about['date']}, {about['machine']}, {about['versions']}, "
+        f"commit {about['commit']}. `{about['command']}`\n\nPart `{about['part']}`: {about['runs']} runs, {about['healthy']} of them healthy "
         f"({about['healthy_steps']:,} steps), {about['events']} events. Intervals: 95 %, bootstrap over runs.{_warning(about)}",
         "![Recall at equal false alarms](accuracy.svg)", DEFINITIONS,
         "## Targets\n\n" + _targets(data), "## By class of event\n\n" + _classes(data),
@@ -26,8 +26,9 @@ def page(data: Data) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-DEFINITIONS = """A finding of warning or error counts at its first step, inside another finding or not. *Detected*: within H steps before the
-onset to 5 after it; *predicted*: within H steps before. *Late*: up to 100 steps after, or while it lasts; neither right nor
+DEFINITIONS = """\
+A finding of warning or error counts at its first step, inside another finding or not. *Detected*: within H steps
+before the onset to 5 after it; *predicted*: within H steps before. *Late*: up to 100 steps after, or while it lasts; neither right nor
 false. A miss has lead 0. Every finding in a healthy run is a false alarm. An alarm within 5 steps from one event's onset
 foretells no later event. *Right rule*: the finding that holds the first alarm names an accepted rule, of the events detected;
 *right tensor*: the first tensor it blames. Baselines: flags up to 30 steps apart are one alarm."""
@@ -68,7 +69,8 @@ def _targets(data: Data) -> str:
             rows.append((f"{title}, H={horizon}", f">= {target}", _figure(at[key], False), _verdict(at[key]["value"], target)))
         chance = at["shifted"]
         better = at["predicted"]["value"] is not None and chance["predicted_p"] < 0.05
-        rows.append((f"prediction above shifted alarms, H={horizon}", f"> {chance['predicted']:.2f}", _figure(at["predicted"], False),
+        rows.append((f"prediction above shifted alarms, H={horizon}", f"> {chance['predicted']:.2f}",
+                     _figure(at["predicted"], False),
                      f"{'met' if better else 'not told from chance'}, p = {chance['predicted_p']:.3f}"))  # fmt: skip
     false = own["false_per_1000_healthy"]
     rows.append(("false alarms per 1,000 healthy steps", "<= 0.2", _figure(false, False), _verdict(false["value"], 0.2, True)))
@@ -97,7 +99,8 @@ def _classes(data: Data) -> str:
         rows.append((
             cls, int(told["H50"]["detected"]["count"]), *(_figure(told[f"H{h}"]["detected"]) for h in (8, 50, 200)),
             *(_figure(told[f"H{h}"]["predicted"]) for h in (8, 50, 200)), _figure(told["H50"]["late"]),
-            "{} ({}–{})".format(*(lead[q]["value"] if lead[q]["value"] is not None else "–" for q in ("median", "lower", "upper"))),
+            "{} ({}–{})".format(*("–" if lead[q]["value"] is None else f"{lead[q]['value']:.0f}"
+                                  for q in ("median", "lower", "upper"))),
             _figure(told["H50"]["right_rule"]), _figure(told["H50"]["right_tensor"]),
         ))  # fmt: skip
     head = ("class", "events", *(f"detected, H={h}, %" for h in (8, 50, 200)), *(f"predicted, H={h}, %" for h in (8, 50, 200)),
@@ -144,5 +147,5 @@ def _remedies(data: Data) -> str:
     if not told:
         return "## Remedies\n\nNot tried (`--remedies`)."
     rows = [(run["id"], run["rule"], run["remedy"], run["outcome"]) for run in told["runs"]]
-    return (f"## Remedies\n\nHealed: {_figure(told['healed'])} % of the {len(rows)} runs trained again; {told['silent']} further sick "
-            "runs got no remedy in numbers.\n\n") + _table(("run", "rule", "remedy", "outcome"), rows)  # fmt: skip
+    return (f"## Remedies\n\nHealed: {_figure(told['healed'])} % of the {len(rows)} runs trained again; {told['silent']} "
+            "further sick runs got no remedy in numbers.\n\n") + _table(("run", "rule", "remedy", "outcome"), rows)  # fmt: skip

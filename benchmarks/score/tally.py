@@ -39,7 +39,9 @@ class Seen:
 Steps = Sequence[Sequence[int]]
 
 
-def figures(seen: Sequence[Seen], steps: Steps, draws: Resampled, only: Callable[[Event], bool] | None = None) -> dict[str, Any]:
+def figures(
+    seen: Sequence[Seen], steps: Steps, draws: Resampled, only: Callable[[Event], bool] | None = None
+) -> dict[str, Any]:
     """Recall, precision, lead and false alarms of anything that raises alarms.
 
     Args:
