@@ -16,7 +16,8 @@ def page(data: Data) -> str:
     about = data["about"]
     parts = [
         f"# How often the verdicts are right\n\n{about['date']}, {about['machine']}, {about['versions']}, "
-        f"commit {about['commit']}. `{about['command']}`\n\nPart `{about['part']}`: {about['runs']} runs, {about['healthy']} of them healthy "
+        f"commit {about['commit']}. `{about['command']}`\n\n"
+        f"Part `{about['part']}`: {about['runs']} runs, {about['healthy']} of them healthy "
         f"({about['healthy_steps']:,} steps), {about['events']} events. Intervals: 95 %, bootstrap over runs.{_warning(about)}",
         "![Recall at equal false alarms](accuracy.svg)", DEFINITIONS,
         "## Targets\n\n" + _targets(data), "## By class of event\n\n" + _classes(data),
@@ -28,8 +29,9 @@ def page(data: Data) -> str:
 
 DEFINITIONS = """\
 A finding of warning or error counts at its first step, inside another finding or not. *Detected*: within H steps
-before the onset to 5 after it; *predicted*: within H steps before. *Late*: up to 100 steps after, or while it lasts; neither right nor
-false. A miss has lead 0. Every finding in a healthy run is a false alarm. An alarm within 5 steps from one event's onset
+before the onset to 5 after it; *predicted*: within H steps before. *Late*: up to 100 steps after, or while it lasts;
+neither right nor false. A miss has lead 0. Every finding in a healthy run is a false alarm.
+An alarm within 5 steps from one event's onset
 foretells no later event. *Right rule*: the finding that holds the first alarm names an accepted rule, of the events detected;
 *right tensor*: the first tensor it blames. Baselines: flags up to 30 steps apart are one alarm."""
 
