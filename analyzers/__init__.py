@@ -27,6 +27,7 @@ from stabkit.analyzers.loss_divergence import LossDivergence
 from stabkit.analyzers.loss_plateau import LossPlateau
 from stabkit.analyzers.loss_scale_collapse import LossScaleCollapse
 from stabkit.analyzers.loss_spike import LossSpike
+from stabkit.analyzers.measured import with_confidence
 from stabkit.analyzers.missing_scaler_update import MissingScalerUpdate
 from stabkit.analyzers.missing_warmup import MissingWarmup
 from stabkit.analyzers.missing_zero_grad import MissingZeroGrad
@@ -145,7 +146,7 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
             return outcome(Status.NOT_APPLICABLE, why, occasion=not without)
         if len(run.steps) < rule.min_steps:
             return outcome(Status.NOT_APPLICABLE, f"{len(run.steps)} steps; needs {rule.min_steps}")
-        findings = tuple(analyzer.analyze(run))
+        findings = tuple(with_confidence(finding) for finding in analyzer.analyze(run))
     except NotApplicable as reason:
         return outcome(Status.NOT_APPLICABLE, str(reason), occasion=not isinstance(reason, NoOccasion))
     except Exception as error:  # one broken rule must not silence the others

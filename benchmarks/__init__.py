@@ -1,0 +1,1 @@
+"""What stabkit costs and how often it is right, measured."""
