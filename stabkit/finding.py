@@ -120,7 +120,7 @@ class Finding:
     advice: str = ""
     remedy: Mapping[str, float] = field(default_factory=dict, hash=False)
     confidence: tuple[float, float, float] | None = None
-    batches: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    batches: Mapping[int, tuple[str, ...]] = field(default_factory=dict, hash=False)
     consequences: tuple[Finding, ...] = ()
 
 

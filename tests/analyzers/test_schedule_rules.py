@@ -249,7 +249,8 @@ def test_a_cycle_that_rests_at_zero_is_taken_for_a_schedule_past_its_end() -> No
 
 
 def test_a_linear_decay_past_its_end_explains_the_steps_that_change_nothing() -> None:
-    (finding,) = analyze(rates(np.maximum(0, 1e-3 * (1 - T / 300)))).findings
+    findings = analyze(rates(np.maximum(0, 1e-3 * (1 - T / 300)))).findings
+    (finding,) = [f for f in findings if f.rule != "SK507"]  # the loss of these records stands still
     assert (finding.rule, finding.event_step, finding.first_step) == ("SK411", 301, 320)
     assert [f.rule for f in finding.consequences] == ["SK104"]
     assert "300" in finding.advice or "301" in finding.advice
