@@ -79,7 +79,7 @@ def test_it_is_told_within_seconds_of_the_event(tmp_path: Path) -> None:
     train(tmp_path / "run", 2000, lambda finding: told.append((finding, time.monotonic())), BAD, until, pause=0.02)
     finding, when = told[0]
     assert (finding.rule, finding.first_step, finding.severity) == ("SK301", BAD, Severity.ERROR)
-    assert when - passed[BAD] < 10, "was 0.1 to 0.3 s when this was written"
+    assert when - passed[BAD] < 10  # seconds, on a machine that others work on too
     assert max(passed) < 2000, "the loop could be ended by it"
 
 
