@@ -1,0 +1,148 @@
+"""What the pictures of a run show, as plain data: one source for the page and for any other medium that draws them.
+
+Every figure is a dict of numbers, texts and lists. Who draws it decides on colours and sizes; `page/*.js` is what draws it in
+a browser. Long series come with their extremes kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from stabkit.errors import StabkitError
+from stabkit.finding import Diagnosis, Evidence, Finding
+from stabkit.metric import METRICS, Array
+from stabkit.report.downsample import keep
+from stabkit.report.heatmap import heatmap
+from stabkit.runlog import RunLog
+
+__all__ = ["evidence", "figures", "timeline"]
+
+_POINTS, _POINTS_OF_EVIDENCE = 1800, 600
+_SERIES = {"loss": "Loss", "grad_norm": "Gradient norm", "grad_norm_used": "Gradient norm, as used", "lr": "Learning rate"}
+_LEAST_AROUND = 15
+"""Steps shown before and after a finding, at the least."""
+_MOST_PLOTS = 2
+_DECADES = 1.5
+"""A series that spans more than this is drawn on a logarithmic axis."""
+
+
+def figures(run: RunLog, diagnosis: Diagnosis) -> dict[str, Any]:
+    """All figures of a run.
+
+    Returns:
+        "timeline": as `timeline`; "heatmaps": one a optimizer that has any; "evidence": of each finding, consequences not
+        included, as `evidence`.
+    """
+    maps = (heatmap(run.optimizer(index)) for index in range(len(run.streams)))
+    return {
+        "timeline": timeline(run, diagnosis),
+        "heatmaps": [found for found in maps if found],
+        "evidence": [evidence(run, finding) for finding in diagnosis.findings],
+    }
+
+
+def timeline(run: RunLog, diagnosis: Diagnosis) -> dict[str, Any]:
+    """Loss, gradient norm and rate over the whole run, and where the findings lie.
+
+    Returns:
+        "first" and "last" step; "lines", each with "metric", "label", "log" (whether the axis is logarithmic), "steps" and
+        "values"; "bands", each with "number" (from 1, of the finding), "first", "last", "event", "severity", "title".
+    """
+    first, last = (int(run.steps[0]), int(run.steps[-1])) if len(run.steps) else (0, 0)
+    shown = [metric for metric in _SERIES if run.has(metric)]
+    if "grad_norm" in shown and "grad_norm_used" in shown:
+        shown.remove("grad_norm_used")
+    bands = [_band(number, finding) for number, finding in enumerate(diagnosis.findings, 1)]
+    return {"first": first, "last": last, "lines": [_line(run, metric) for metric in shown], "bands": bands}
+
+
+def _band(number: int, finding: Finding) -> dict[str, Any]:
+    where = {"first": finding.first_step, "last": finding.last_step, "event": finding.event_step}
+    title = f"{finding.rule} {finding.name}"
+    return {"number": number, **where, "severity": str(finding.severity), "title": title, "message": finding.message}
+
+
+def _line(run: RunLog, metric: str) -> dict[str, Any]:
+    series = run.series(metric)
+    kept = keep(series.values, _POINTS)
+    about = {"metric": metric, "label": _SERIES[metric], "log": metric != "lr" and _is_wide(series.values)}
+    return {**about, "steps": series.steps[kept].tolist(), "values": _numbers(series.values[kept])}
+
+
+def evidence(run: RunLog, finding: Finding) -> list[dict[str, Any]]:
+    """The plots of one finding: what was observed against what was expected, a stretch before it and after it.
+
+    Returns:
+        At most two, each with "metric", "tensor" (or ""), "log", "steps", "values", "first" and "last" (of the finding),
+        "marks" (the numbers behind the finding: "step", "observed", "expected").
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    loss = Evidence(metric="loss", observed=float("nan"))
+    for item in (*finding.evidence, loss):
+        key = (item.metric, item.tensor or "")
+        if key in found:
+            found[key]["marks"] += _marks([item])
+        elif len(found) < _MOST_PLOTS:
+            plot = _plot(run, finding, item)
+            found |= {key: plot} if plot else {}
+    return list(found.values())
+
+
+def _plot(run: RunLog, finding: Finding, item: Evidence) -> dict[str, Any] | None:
+    around = max(_LEAST_AROUND, (finding.last_step - finding.first_step) // 2)
+    for index in range(len(run.streams)):
+        seen = run.optimizer(index)
+        tensors = {tensor.name for tensor in seen.tensors}
+        if item.tensor is not None and item.tensor not in tensors:
+            continue
+        near = _between(seen, finding.first_step - around, finding.last_step + around)
+        try:
+            series = near.series(item.metric, item.tensor)
+        except (StabkitError, KeyError):  # a quantity that the rule derived by itself
+            continue
+        rows = (series.steps >= finding.first_step - around) & (series.steps <= finding.last_step + around) & (series.steps > 0)
+        steps, values = series.steps[rows], series.values[rows]
+        if np.sum(np.isfinite(values)) < 2:
+            continue
+        kept = keep(values, _POINTS_OF_EVIDENCE)
+        known = METRICS.get((item.metric, "tensor" if item.tensor else "step")) or METRICS.get((item.metric, "group"))
+        about = {"metric": item.metric, "tensor": item.tensor or "", "definition": known.definition if known else ""}
+        where = {"first": finding.first_step, "last": finding.last_step, "severity": str(finding.severity)}
+        line = {"log": _is_wide(values), "steps": steps[kept].tolist(), "values": _numbers(values[kept])}
+        return {**about, **where, **line, "marks": _marks([item])}
+    return None
+
+
+def _marks(items: Iterable[Evidence]) -> list[dict[str, Any]]:
+    return [
+        {"step": item.step, "observed": float(item.observed), "expected": None if item.expected is None else float(item.expected)}
+        for item in items
+        if item.step is not None
+    ]
+
+
+def _between(run: RunLog, first: int, last: int) -> RunLog:
+    """The run with the tensors' records of some steps only: those of all of them may be gigabytes."""
+    from dataclasses import replace
+
+    from stabkit.runlog.columns import LazyColumns
+
+    stream = run.stream
+    begin, end = (int(np.searchsorted(stream.tensor_steps, step, side)) for step, side in ((first, "left"), (last, "right")))  # type: ignore[call-overload]
+    columns = LazyColumns(tuple(stream.columns), lambda name: stream.columns[name][begin:end])
+    part = replace(stream, tensor_steps=stream.tensor_steps[begin:end], columns=columns)
+    return replace(run, streams=(part,), index=0)
+
+
+def _is_wide(values: Array) -> bool:
+    """Whether a logarithmic axis shows more: all positive, over more than a decade or so."""
+    known = values[np.isfinite(values)]
+    return bool(len(known) and known.min() > 0 and np.log10(known.max()) - np.log10(known.min()) > _DECADES)
+
+
+def _numbers(values: Array) -> list[float]:
+    """With six digits: more than a picture shows."""
+    return [float(f"{value:.6g}") for value in values.tolist()]

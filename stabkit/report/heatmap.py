@@ -1,0 +1,249 @@
+"""The heatmap's data: tensors in model order by steps, one number a cell, small enough for a page.
+
+A cell stands for one tensor over a few steps. It shows the most extreme value in there, seldom a mean: by its logarithm,
+and by how far it is from the tensor's own past. Long logs are read a slice at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from stabkit.metric import METRICS, Array
+from stabkit.report.downsample import Buckets, extremes
+from stabkit.runlog import RunLog
+from stabkit.runlog.columns import OrMissing
+
+__all__ = ["QUANTITIES", "heatmap", "modules"]
+
+QUANTITIES = {
+    "update_ratio": "Update ratio",
+    "grad_norm": "Gradient norm",
+    "grad_norm_used": "Gradient norm, as used",
+    "rms_ratio": "Gradient over second moment",
+    "exp_avg_sq_mean": "Second moment",
+    "nonfinite": "Non-finite elements",
+}
+"""What can be chosen, and how it is called on the page."""
+
+_COLUMNS = 400
+_CELLS_AT_ONCE = 2_000_000
+_SAMPLED = 12
+"""Rows of a bucket from which its usual value is taken: enough for a median."""
+_PAST, _LEAST_PAST = 24, 5
+"""Buckets that make up a tensor's own past."""
+_LEAST_SPREAD = 0.02
+"""In decades: a spread of less than 5 % counts as 5 %, or a very steady tensor would light up at nothing."""
+_MAD_TO_SIGMA = 1.4826
+MISSING, ZERO, NONFINITE, LOWEST, HIGHEST = 0, 1, 65_535, 2, 65_534
+"""Codes of a level; those from LOWEST to HIGHEST are logarithms between the figure's `low` and `high`."""
+UNKNOWN = -128
+"""The code of a deviation without a past; else tenths of a robust standard deviation, at most 12.7 of them."""
+
+
+@dataclass
+class _Cells:
+    """What is known of each bucket [buckets, tensors]: extremes, some values [buckets, sampled, tensors], broken numbers."""
+
+    low: Array
+    high: Array
+    some: Array
+    nonfinite: Array
+
+
+def heatmap(run: RunLog) -> dict[str, Any] | None:
+    """The figure of one optimizer's tensors; None where nothing was recorded per tensor."""
+    first_row = int(np.searchsorted(run.stream.tensor_steps, 1))  # the weights at entry are no step
+    steps = run.stream.tensor_steps[first_row:]
+    order, named = modules([tensor.name for tensor in run.tensors])
+    buckets = Buckets.of(steps, _COLUMNS)
+    quantities = [_quantity(run, name, buckets, first_row, order) for name in QUANTITIES] if len(steps) else []
+    shown = [quantity for quantity in quantities if quantity]
+    # A gradient norm before clipping is what one asks for; the one after it only stands in where that is missing.
+    if any(q["metric"] == "grad_norm" for q in shown):
+        shown = [q for q in shown if q["metric"] != "grad_norm_used"]
+    if not shown:
+        return None
+    names = [run.tensors[index].name for index in order]
+    facts = {"first": buckets.first, "width": buckets.width, "columns": buckets.count, "last": int(steps[-1])}
+    return {**facts, "tensors": names, "modules": named, "quantities": shown, "optimizer": run.index}
+
+
+def modules(names: list[str]) -> tuple[list[int], list[dict[str, Any]]]:
+    """The order to draw tensors in, and the modules they fold into.
+
+    A module is a name up to its first number (`model.layers.3`), or its first part. Tensors keep the model's order, but
+    those of one module stand together.
+
+    Returns:
+        Indices into `names`, and for each module its name, its first row and how many rows it has.
+    """
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        members.setdefault(_module(name), []).append(index)
+    order: list[int] = []
+    found = []
+    for name, indices in members.items():
+        found.append({"name": name, "first": len(order), "count": len(indices)})
+        order += indices
+    return order, found
+
+
+def _module(name: str) -> str:
+    numbered = re.match(r"(?:[^.]*\.)*?\d+(?=\.)", name)
+    return numbered[0] if numbered else name.split(".", 1)[0]
+
+
+def _quantity(run: RunLog, name: str, buckets: Buckets, first_row: int, order: list[int]) -> dict[str, Any] | None:
+    columns = ("grad_nonfinite", "weight_nonfinite") if name == "nonfinite" else METRICS[name, "tensor"].columns
+    if name == "nonfinite":
+        there = any(run.stream.measured(column) for column in columns)
+    else:
+        there = run.has(name, "tensor")
+    if not there:
+        return None
+    cells = _cells(run, name, buckets, first_row)
+    extreme, deviation = _most_extreme(cells)
+    broken = cells.nonfinite > 0
+    if name == "nonfinite":
+        extreme, deviation, broken = cells.high, np.full_like(cells.high, np.nan), np.zeros_like(broken)
+    logs = _log10(extreme)
+    known = logs[np.isfinite(logs)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    # Colours span what is usual: one spike must not make everything else look the same.
+    usual = [float(value) for value in np.quantile(known, (0.02, 0.98))] if len(known) else [low, high]
+    level = _level_codes(extreme, logs, broken, low, high)
+    tenths = np.clip(np.round(10 * deviation), -127, 127)
+    codes = np.where(np.isnan(tenths), UNKNOWN, tenths).astype(np.int8)
+    codes[broken] = UNKNOWN
+    about = {
+        "metric": name,
+        "label": QUANTITIES[name],
+        "definition": "NaN and infinite elements of gradients and weights" if name == "nonfinite"
+        else METRICS[name, "tensor"].definition,
+    }  # fmt: skip
+    return {
+        **about,
+        "low": low,
+        "high": high,
+        "usual": usual,
+        "level": _packed(level, buckets, order, MISSING),
+        "deviation": "" if name == "nonfinite" else _packed(codes, buckets, order, UNKNOWN),
+        "total": float(np.nansum(cells.nonfinite)) if name == "nonfinite" else 0.0,
+    }
+
+
+def _cells(run: RunLog, name: str, buckets: Buckets, first_row: int) -> _Cells:
+    """Reads the quantity a slice of whole buckets at a time."""
+    rows = len(run.stream.tensor_steps) - first_row
+    ends = np.append(buckets.starts, rows)
+    parts: list[tuple[Array, ...]] = []
+    for first, stop in _slices(ends, len(run.tensors)):
+        begin, end = int(ends[first]), int(ends[stop])
+        values, broken = _values(run, name, first_row + begin, first_row + end)
+        starts = ends[first:stop] - begin
+        low, high = extremes(values, starts)
+        stops = ends[first + 1 : stop + 1] - begin
+        places = starts[:, None] + (np.arange(_SAMPLED)[None, :] * (stops - starts)[:, None]) // _SAMPLED
+        parts.append((low, high, values[places], np.fmax.reduceat(broken, starts, axis=0)))
+    return _Cells(*(np.concatenate(kind) for kind in zip(*parts, strict=True)))
+
+
+def _slices(ends: NDArray[np.int64], tensors: int) -> Iterator[tuple[int, int]]:
+    """Ranges of buckets that hold about `_CELLS_AT_ONCE` cells each."""
+    room, first = max(_CELLS_AT_ONCE // max(tensors, 1), 1), 0
+    while first < len(ends) - 1:
+        stop = max(int(np.searchsorted(ends, ends[first] + room, "right")) - 1, first + 1)
+        yield first, stop
+        first = stop
+
+
+def _values(run: RunLog, name: str, begin: int, end: int) -> tuple[Array, Array]:
+    """The quantity at some rows [rows, tensors], and how many elements of gradient and weights were broken there."""
+    stream = run.stream
+    shape = (end - begin, len(run.tensors))
+    wanted = METRICS[name, "tensor"].columns if name != "nonfinite" else ()
+    held = {column: np.asarray(stream.columns[column][begin:end]) for column in wanted if column in stream.columns}
+    broken = np.zeros(shape)
+    for column in ("grad_nonfinite", "weight_nonfinite"):
+        if column in stream.columns:
+            count = np.asarray(stream.columns[column][begin:end])
+            broken = broken + np.where(np.isnan(count), 0.0, count)
+    if name == "nonfinite":
+        return broken, broken
+    derive = METRICS[name, "tensor"].derive
+    assert derive is not None
+    numel = np.array([tensor.numel for tensor in run.tensors], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        values = derive(OrMissing(held, shape), numel)
+    infinite = np.isinf(values)
+    if infinite.any():
+        broken, values = np.where(infinite, np.maximum(broken, 1), broken), np.where(infinite, np.nan, values)
+    if name == "update_ratio" and "skipped" in stream.step_values:  # a skipped step has no update, rather than one of 0
+        skipped = stream.steps[stream.step_values["skipped"] > 0]
+        values = np.where(np.isin(stream.tensor_steps[begin:end], skipped)[:, None], np.nan, values)
+    return values, broken
+
+
+def _most_extreme(cells: _Cells) -> tuple[Array, Array]:
+    """Of each cell's lowest and highest value the one further from the tensor's own past; and how far, in spreads."""
+    middle = _forward(_median(_log10(cells.some)))
+    inside = _median(np.abs(_log10(cells.some) - middle[:, None]))
+    centre, spread = np.full(middle.shape, np.nan), np.full(middle.shape, np.nan)
+    inside = _forward(inside)
+    for bucket in range(_LEAST_PAST, min(_PAST, len(middle))):
+        centre[bucket], spread[bucket] = _level_and_spread(middle[:bucket], inside[:bucket])
+    if len(middle) > _PAST:
+        windows = (np.moveaxis(sliding_window_view(of, _PAST, axis=0)[:-1], -1, 0) for of in (middle, inside))
+        centre[_PAST:], spread[_PAST:] = _level_and_spread(*windows)
+    spread = _MAD_TO_SIGMA * np.maximum(spread, _LEAST_SPREAD / _MAD_TO_SIGMA)
+    below, above = ((_log10(value) - centre) / spread for value in (cells.low, cells.high))
+    rises = ~(np.abs(below) > np.abs(above))
+    return np.where(rises, cells.high, cells.low), np.where(rises, above, below)
+
+
+def _level_and_spread(middles: Array, insides: Array) -> tuple[Array, Array]:
+    """Median over the past buckets (first axis), and the larger of their scatter and of the usual scatter inside them."""
+    level = np.median(middles, axis=0)
+    return level, np.maximum(np.median(np.abs(middles - level), axis=0), np.median(insides, axis=0))
+
+
+def _median(values: Array) -> Array:
+    """Median along axis 1 of [buckets, sampled, tensors]; NaN left out."""
+    ordered = np.sort(values, axis=1)  # NaN last
+    known = np.sum(~np.isnan(values), axis=1)
+    places = np.maximum(known - 1, 0) // 2
+    return np.asarray(np.take_along_axis(ordered, places[:, None], axis=1)[:, 0])
+
+
+def _forward(values: Array) -> Array:
+    """The values [buckets, tensors] with each NaN replaced by the last number before it."""
+    rows = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
+    return np.asarray(np.take_along_axis(values, np.maximum.accumulate(rows, axis=0), axis=0))
+
+
+def _log10(values: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(np.log10(np.where(values > 0, values, np.nan)))
+
+
+def _level_codes(extreme: Array, logs: Array, broken: NDArray[np.bool_], low: float, high: float) -> NDArray[np.uint16]:
+    scale = (HIGHEST - LOWEST) / (high - low) if high > low else 0.0
+    codes = np.where(np.isnan(logs), MISSING, LOWEST + np.round((np.nan_to_num(logs) - low) * scale))
+    codes[extreme == 0] = ZERO
+    codes[broken] = NONFINITE
+    return codes.astype(np.uint16)
+
+
+def _packed(codes: NDArray[Any], buckets: Buckets, order: list[int], empty: int) -> str:
+    """base64 of [tensors, buckets], little-endian, buckets without a row filled in."""
+    whole = np.full((len(order), buckets.count), empty, codes.dtype)
+    whole[:, buckets.filled] = codes[:, order].T
+    return base64.b64encode(whole.astype(whole.dtype.newbyteorder("<")).tobytes()).decode()
