@@ -16,6 +16,7 @@ from stabkit.finding import Diagnosis, Evidence, Finding
 from stabkit.metric import METRICS, Array
 from stabkit.report.downsample import keep
 from stabkit.report.heatmap import heatmap
+from stabkit.report.movers import between
 from stabkit.runlog import RunLog
 
 __all__ = ["evidence", "figures", "timeline"]
@@ -98,7 +99,7 @@ def _plot(run: RunLog, finding: Finding, item: Evidence) -> dict[str, Any] | Non
         tensors = {tensor.name for tensor in seen.tensors}
         if item.tensor is not None and item.tensor not in tensors:
             continue
-        near = _between(seen, finding.first_step - around, finding.last_step + around)
+        near = between(seen, finding.first_step - around, finding.last_step + around)
         try:
             series = near.series(item.metric, item.tensor)
         except (StabkitError, KeyError):  # a quantity that the rule derived by itself
@@ -117,24 +118,9 @@ def _plot(run: RunLog, finding: Finding, item: Evidence) -> dict[str, Any] | Non
 
 
 def _marks(items: Iterable[Evidence]) -> list[dict[str, Any]]:
-    return [
-        {"step": item.step, "observed": float(item.observed), "expected": None if item.expected is None else float(item.expected)}
-        for item in items
-        if item.step is not None
-    ]
-
-
-def _between(run: RunLog, first: int, last: int) -> RunLog:
-    """The run with the tensors' records of some steps only: those of all of them may be gigabytes."""
-    from dataclasses import replace
-
-    from stabkit.runlog.columns import LazyColumns
-
-    stream = run.stream
-    begin, end = (int(np.searchsorted(stream.tensor_steps, step, side)) for step, side in ((first, "left"), (last, "right")))  # type: ignore[call-overload]
-    columns = LazyColumns(tuple(stream.columns), lambda name: stream.columns[name][begin:end])
-    part = replace(stream, tensor_steps=stream.tensor_steps[begin:end], columns=columns)
-    return replace(run, streams=(part,), index=0)
+    seen = [item for item in items if item.step is not None]
+    limits = [None if item.expected is None else float(item.expected) for item in seen]
+    return [{"step": i.step, "observed": float(i.observed), "expected": e} for i, e in zip(seen, limits, strict=True)]
 
 
 def _is_wide(values: Array) -> bool:

@@ -15,7 +15,7 @@ from stabkit.report.terminal import columns, hang, heading, show
 from stabkit.report.words import count, duration, listed, number, printable, size
 from stabkit.runlog import RunLog
 
-__all__ = ["info"]
+__all__ = ["extent", "facts", "info", "kind", "marks"]
 
 _LABEL = 14
 _ATTEMPTS_SHOWN, _NOTES_SHOWN = 8, 10
@@ -32,15 +32,14 @@ def info(attempts: Sequence[RunLog], bytes_on_disk: int, console: Console) -> No
     run = attempts[-1]
     console.print(_summary(run, bytes_on_disk), soft_wrap=not console.is_terminal)
     console.print()
-    _recorder(run, console)
-    _sources(run, console)
+    for label, text in facts(run).items():
+        _labelled(label, text, console)
     _attempts(attempts, console)
     for index in range(len(run.streams)):
         _optimizer(run.optimizer(index), console)
     _quantities(run, console)
     _scalars(run, console)
-    marks = [f"step {event.get('step')}: {event.get('note')}" for event in _events(run, "mark")]
-    _bullets("Marks", marks, console)
+    _bullets("Marks", marks(run), console)
     faults = [_fault(event) for event in _events(run, "fault")]
     _bullets("Faults of the recorder (the training went on)", faults, console)
     _bullets("Notes on the log", run.notes, console)
@@ -59,24 +58,28 @@ def _summary(run: RunLog, bytes_on_disk: int) -> Text:
     return Text.assemble((printable(run.path or "this run"), "bold"), ": ", ", ".join(parts))
 
 
-def _recorder(run: RunLog, console: Console) -> None:
-    facts = run.facts
-    versions = [f"{name} {facts[name]}" for name in ("stabkit", "torch", "python") if facts.get(name)]
-    _labelled("recorded by", ", ".join(versions) or run.source, console)
-    _labelled("when", _when(run), console)
+def facts(run: RunLog) -> dict[str, str]:
+    """By what and when the run was recorded, how long it took and how far it goes: label -> text, none of them empty."""
+    noted = run.facts
+    versions = [f"{name} {noted[name]}" for name in ("stabkit", "torch", "python") if noted.get(name)]
     autocast = [f"autocast {event.get('dtype')} from step {event.get('step')}" for event in _events(run, "autocast")]
-    _labelled("precision", ", ".join([str(facts.get("precision", "")), *autocast]).strip(", "), console)
-    _labelled("planned", count(facts["total_steps"], "step") if facts.get("total_steps") else "", console)
-    _labelled("processes", _processes(run), console)
-    _labelled("updates", "measured from a copy of the weights" if facts.get("exact_updates") else "", console)
+    told = {
+        "recorded by": ", ".join(versions) or run.source,
+        "when": _when(run),
+        "precision": ", ".join([str(noted.get("precision", "")), *autocast]).strip(", "),
+        "planned": count(noted["total_steps"], "step") if noted.get("total_steps") else "",
+        "processes": _processes(run),
+        "updates": "measured from a copy of the weights" if noted.get("exact_updates") else "",
+        **_sources(run),
+    }
+    return {label: text for label, text in told.items() if text}
 
 
-def _sources(run: RunLog, console: Console) -> None:
+def _sources(run: RunLog) -> dict[str, str]:
     """Of a log of another tool: which column was taken for what, and which were left alone."""
     taken, guessed = run.facts.get("taken", {}), run.facts.get("guessed", ())
     named = [f"{quantity} = {column}" + ("" if quantity in guessed else " (as told)") for quantity, column in taken.items()]
-    _labelled("columns", ", ".join(named), console)
-    _labelled("no number in", listed(list(run.facts.get("text", ())), 12), console)
+    return {"columns": ", ".join(named), "no number in": listed(list(run.facts.get("text", ())), 12)}
 
 
 def _processes(run: RunLog) -> str:
@@ -105,10 +108,11 @@ def _attempts(attempts: Sequence[RunLog], console: Console) -> None:
         resumed = [f"step {event.get('first_step')}" for event in begun if event.get("count")]
         joints = f"; resumed at {', '.join(resumed)}" if resumed else ""
         label = f"attempt {run.attempt}" if run.attempts > 1 else "steps"
-        _labelled(label, _extent(run) + joints, console)
+        _labelled(label, extent(run) + joints, console)
 
 
-def _extent(run: RunLog) -> str:
+def extent(run: RunLog) -> str:
+    """Such as "1 to 200, 3 of them skipped; tensors measured at 200 of 200"."""
     steps, measured = run.steps, run.stream.tensor_steps
     if not len(steps):
         return "no steps"
@@ -124,13 +128,23 @@ def _extent(run: RunLog) -> str:
     return f"{first} to {last}{gaps}{passed}{tensors if len(measured) or 'taken' not in run.facts else ''}"
 
 
+def kind(run: RunLog) -> str:
+    """The optimizer's class, implementation and options, such as "AdamW, fused"; "" where nothing is known."""
+    stream = run.stream
+    options = [option for option, on in stream.options.items() if on]
+    return ", ".join(part for part in (stream.optimizer, stream.implementation, *options) if part)
+
+
+def marks(run: RunLog) -> list[str]:
+    """What the user noted by `mark`."""
+    return [f"step {event.get('step')}: {event.get('note')}" for event in _events(run, "mark")]
+
+
 def _optimizer(run: RunLog, console: Console) -> None:
     stream = run.stream
     name = f"Optimizer {run.index}" if len(run.streams) > 1 else "Optimizer"
-    options = [option for option, on in stream.options.items() if on]
-    kind = ", ".join(part for part in (stream.optimizer, stream.implementation, *options) if part)
-    if kind or stream.tensors or "taken" not in run.facts:
-        heading(console, f"{name}: {printable(kind)}" if kind else name)
+    if kind(run) or stream.tensors or "taken" not in run.facts:
+        heading(console, f"{name}: {printable(kind(run))}" if kind(run) else name)
     groups = max((values.shape[1] for values in stream.group_values.values()), default=0)
     table = columns("group", "tensors", "parameters", *stream.group_values, right="group tensors parameters")
     for group in range(groups):

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from stabkit.finding import Diagnosis, Finding, Outcome, Severity, State, Status
+from stabkit.finding import Diagnosis, Finding, Severity, Status
 from stabkit.report.terminal import columns, hang, heading, show
-from stabkit.report.words import count, listed, number, printable, share, span
+from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
+from stabkit.report.words import count, listed, number, printable, share
 
 __all__ = ["report", "show_finding", "summary", "tally"]
 
@@ -54,33 +55,19 @@ def summary(diagnosis: Diagnosis, left_out: int = 0) -> Text:
     steps = count(diagnosis.steps, "step")
     if diagnosis.findings:
         worst = diagnosis.findings[0]
-        line.append(_tally(diagnosis.findings), _STYLE[worst.severity])
+        line.append(amounts(diagnosis.findings), _STYLE[worst.severity])
         line.append(f" in {steps} — {printable(worst.name)} at step {worst.first_step}")
         return line.append(f" ({printable(worst.tensors[0])})" if worst.tensors else "")
 
-    looked, asked = _looked(diagnosis.outcomes)
-    missed, others = asked - looked, len({outcome.rule for outcome in diagnosis.outcomes}) - asked
-    line.append(*(("clear", "bold green") if looked else ("not judged", "bold yellow")))
-    line.append(f" — {looked or 'none'} of {count(asked, 'rule')} looked")
-    line.append(f"; {missed} could not (see below)" if missed and looked else "")
+    able, asked = looked(diagnosis.outcomes)
+    missed, others = asked - able, len({outcome.rule for outcome in diagnosis.outcomes}) - asked
+    line.append(*(("clear", "bold green") if able else ("not judged", "bold yellow")))
+    line.append(f" — {able or 'none'} of {count(asked, 'rule')} looked")
+    line.append(f"; {missed} could not (see below)" if missed and able else "")
     line.append(f"; {others} not about this run" if others else "")
     line.append(f"; {left_out} not asked" if left_out else "")
     line.append(f", {steps}")
     return line.append("; see the notes on the log" if diagnosis.notes else "")
-
-
-def _tally(findings: Sequence[Finding]) -> str:
-    """Such as "2 errors, 1 warning"."""
-    totals = [(severity, sum(f.severity == severity for f in findings)) for severity in sorted(Severity, reverse=True)]
-    return ", ".join(f"{n:,} info" if s == Severity.INFO else count(n, str(s)) for s, n in totals if n)
-
-
-def _looked(outcomes: Sequence[Outcome]) -> tuple[int, int]:
-    """How many rules looked, of how many that are about this run. With several optimizers, a rule must have looked at each."""
-    asked = [outcome for outcome in outcomes if outcome.occasion]
-    blind = {outcome.rule for outcome in asked if outcome.status in (Status.NOT_APPLICABLE, Status.FAILED)}
-    rules = {outcome.rule for outcome in asked}
-    return len(rules - blind), len(rules)
 
 
 def _findings_of_one_rule(findings: Sequence[Finding], console: Console) -> None:
@@ -104,7 +91,7 @@ def _finding(finding: Finding, console: Console, said: set[str]) -> None:
     """Print a finding; advice that is already `said` of the same rule is not repeated."""
     style = _STYLE[finding.severity]
     console.print()
-    title = Text.assemble((f"{printable(finding.rule)} {printable(finding.name)}", "bold"), f"  {_when(finding)}")
+    title = Text.assemble((f"{printable(finding.rule)} {printable(finding.name)}", "bold"), f"  {when(finding)}")
     severity = f"{finding.severity} "
     hang(console, title, Text(severity, style), indent=len(severity) + 1)
     hang(console, printable(finding.message))
@@ -115,7 +102,7 @@ def _finding(finding: Finding, console: Console, said: set[str]) -> None:
     if finding.tensors:
         _labelled("where", listed([printable(name) for name in finding.tensors], _TENSORS_SHOWN), console)
     if finding.last_good_step is not None and finding.severity > Severity.INFO:  # information asks for no restart
-        _labelled("restart", _restart(finding.last_good_step), console)
+        _labelled("restart", restart(finding.last_good_step), console)
     if finding.advice:
         again = finding.advice in said
         _labelled("try", "as above" if again else Text(printable(finding.advice), "bold"), console)
@@ -125,19 +112,6 @@ def _finding(finding: Finding, console: Console, said: set[str]) -> None:
         _labelled("trust", trust, console)
     _consequences(finding.consequences, console, _LABEL)
     said.add(finding.advice)
-
-
-def _when(finding: Finding) -> str:
-    worst = finding.event_step
-    peak = f", worst at {worst}" if worst not in (None, finding.first_step) else ""
-    state = "ongoing at the end" if finding.state is State.ONGOING else "recovered"
-    return f"{span(finding.first_step, finding.last_step)}{peak}, {state}"
-
-
-def _restart(last_good_step: int) -> str:
-    if last_good_step <= 0:
-        return "from the beginning: no step before it was good"
-    return f"from a checkpoint at or before step {last_good_step}"
 
 
 def _labelled(label: str, text: Text | str, console: Console) -> None:
@@ -182,21 +156,17 @@ def _could_not_look(diagnosis: Diagnosis, console: Console) -> None:
         Status.FAILED: ("Failed: a fault of stabkit, not of your run. Please report it", "bold red"),
     }
     for status, (title, style) in titles.items():
-        by_reason: dict[str, list[str]] = {}
-        for outcome in diagnosis.outcomes:
-            rule = f"{printable(outcome.rule)} {printable(outcome.name)}"
-            if outcome.status is status and outcome.occasion and rule not in by_reason.setdefault(outcome.reason, []):
-                by_reason[outcome.reason].append(rule)
-        if any(by_reason.values()):
+        reasons = by_reason(diagnosis.outcomes, status)
+        if reasons:
             heading(console, title, style)
-        for reason, rules in by_reason.items():
-            if rules:
-                _rules_and_reason(", ".join(rules), printable(reason), console)
+        for reason, outcomes in reasons.items():
+            rules = ", ".join(f"{printable(outcome.rule)} {printable(outcome.name)}" for outcome in outcomes)
+            _rules_and_reason(rules, printable(reason), console)
 
 
 def _no_occasion(diagnosis: Diagnosis, console: Console) -> None:
-    """The rules that are about something this run has not, in one paragraph: they are no gap in what was looked at."""
-    codes = list(dict.fromkeys(printable(outcome.rule) for outcome in diagnosis.outcomes if not outcome.occasion))
+    """The rules that are about something this run has not, in one paragraph."""
+    codes = [printable(outcome.rule) for outcome in no_occasion(diagnosis.outcomes)]
     if codes:
         heading(console, "Not about this run")
         hang(console, Text(", ".join(codes), "dim"))
