@@ -144,6 +144,26 @@ def analyze(
 
 
 @commands.command()
+@click.argument("path", type=click.Path())
+@click.option("-o", "--output", type=click.Path(dir_okay=False), default="report.html", show_default=True, help="- prints it.")
+@click.option("--select", multiple=True, metavar="CODES", help="Ask only these rules, such as SK101,missing-warmup,SK2.")
+@click.option("--ignore", multiple=True, metavar="CODES", help="Do not ask these rules.")
+@_attempt
+def report(path: str, output: str, select: Words, ignore: Words, attempt: int | None) -> None:
+    """Write one self-contained HTML file about a run: verdict, timeline, tensors, findings, what could not be checked."""
+    from stabkit.analyzers import analyze as judge
+    from stabkit.report.html import page
+    from stabkit.runlog import load
+
+    chosen, _, left_out = _choice(select, ignore, ())
+    run = load(path, attempt)
+    with click.open_file(output, "w", encoding="utf-8", atomic=output != "-") as file:
+        file.write(page(run, judge(run, chosen), left_out))
+    if output != "-":
+        click.echo(f"{output}: {os.path.getsize(output) / 1e3:,.0f} kB")
+
+
+@commands.command()
 def rules() -> None:
     """List all rules."""
     from stabkit.report.pages import catalogue

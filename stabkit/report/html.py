@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from math import isinf
 
 from stabkit.finding import Diagnosis, Finding, Severity, Status
 from stabkit.report.escape import data, markup
@@ -141,18 +142,18 @@ def _first_movers(finding: Finding | None, ranking: Sequence[Mover]) -> str:
     about = f'<p class="quiet">Before and around {what}. {how}</p>'
     if not ranking:
         return _section("movers", "Who moved first", about, "<p>No tensor did, or none had a past to be held against.</p>")
-    head = "".join(f"<th{right}>{title}</th>" for title, right in (
-        ("", ""), ("tensor", ""), ("step", ' class="n"'), ("quantity", ""), ("usual", ' class="n"'),
-        ("there", ' class="n"'), ("deviations", ' class="n"')))  # fmt: skip
-    rows = "".join(
-        f'<tr><td class="quiet">{place}</td><td>{_name(mover.tensor)}</td><td class="n">{mover.step}</td>'
-        f'<td>{markup(mover.label)}</td><td class="n">{number(mover.usual)}</td><td class="n">{number(mover.value)}</td>'
-        f'<td class="n">{"—" if mover.deviation == float("inf") else f"{mover.deviation:.0f}"}</td></tr>'
-        for place, mover in enumerate(ranking[:_MOVERS_SHOWN], 1)
-    )
+    shown = ranking[:_MOVERS_SHOWN]
+    table = _table({
+        ("", ' class="quiet"'): [str(place) for place in range(1, len(shown) + 1)],
+        ("tensor", ""): [_name(mover.tensor) for mover in shown],
+        ("step", ' class="n"'): [str(mover.step) for mover in shown],
+        ("quantity", ""): [markup(mover.label) for mover in shown],
+        ("usual", ' class="n"'): [number(mover.usual) for mover in shown],
+        ("there", ' class="n"'): [number(mover.value) for mover in shown],
+        ("deviations", ' class="n"'): ["—" if isinf(mover.deviation) else f"{mover.deviation:.0f}" for mover in shown],
+    })  # fmt: skip
     more = len(ranking) - _MOVERS_SHOWN
     rest = f'<p class="quiet">and {count(more, "more tensor")}</p>' if more > 0 else ""
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     return _section("movers", "Who moved first", about, table, rest)
 
 
@@ -216,17 +217,27 @@ def _evidence(finding: Finding) -> str:
     shown = finding.evidence[:_EVIDENCE_SHOWN]
     if not shown:
         return ""
-    rows = "".join(
-        f'<tr><td>{markup(item.metric)}</td><td class="n">{"" if item.step is None else item.step}</td>'
-        f'<td class="n">{number(item.observed)}</td><td class="n">{number(item.expected)}</td>'
-        f"<td>{_name(item.tensor) if item.tensor else ''}</td><td>{markup(item.note)}</td></tr>"
-        for item in shown
-    )
-    numbers = "".join(f'<th class="n">{title}</th>' for title in ("step", "observed", "expected"))
-    titles = f"<th>quantity</th>{numbers}<th>tensor</th><th>note</th>"
+    columns = {
+        ("quantity", ""): [markup(item.metric) for item in shown],
+        ("step", ' class="n"'): ["" if item.step is None else str(item.step) for item in shown],
+        ("observed", ' class="n"'): [number(item.observed) for item in shown],
+        ("expected", ' class="n"'): [number(item.expected) for item in shown],
+        ("tensor", ""): [_name(item.tensor) if item.tensor else "" for item in shown],
+        ("note", ""): [markup(item.note) for item in shown],
+    }
     more = len(finding.evidence) - len(shown)
     rest = f'<p class="quiet">and {count(more, "more number")}</p>' if more > 0 else ""
-    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>{rest}'
+    return _table({title: cells for title, cells in columns.items() if any(cells)}) + rest
+
+
+def _table(columns: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """A table of finished markup, given by columns: (title, attributes) -> cells."""
+    head = "".join(f"<th{attributes}>{title}</th>" for title, attributes in columns)
+    rows = "".join(
+        f"<tr>{''.join(f'<td{attributes}>{cell}</td>' for (_, attributes), cell in zip(columns, row, strict=True))}</tr>"
+        for row in zip(*columns.values(), strict=True)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _consequences(consequences: Sequence[Finding]) -> str:

@@ -123,11 +123,11 @@ const Stabkit = {};
   S.timeline = function (holder, figure, margin) {
     holder.textContent = "";
     const width = holder.clientWidth, inner = width - margin, range = [figure.first, Math.max(figure.last, figure.first + 1)];
-    const heights = figure.lines.map((line, i) => (i ? 58 : 210)), top = figure.bands.length ? 30 : 8, gap = 16;
-    const height = top + heights.reduce((sum, each) => sum + each + gap, 0) + 14;
+    const heights = figure.lines.map((line, i) => (i ? 58 : 210)), top = figure.bands.length ? 30 : 8, gap = 22;
+    const height = top + heights.reduce((sum, each) => sum + each + gap, 0) + 6;
     const svg = S.make("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Loss, gradient norm and learning rate over the steps, with the findings marked" }, holder);
     S.hatch(svg);
-    const x = (step) => margin + ((step - range[0]) / (range[1] - range[0])) * inner, bottom = height - 14 - gap;
+    const x = (step) => margin + ((step - range[0]) / (range[1] - range[0])) * inner, bottom = height - 6 - gap;
     for (const band of figure.bands) {
       const left = x(band.first), right = Math.max(x(band.last), left + 2);
       S.make("rect", { class: `band ${band.severity}`, x: left, width: right - left, y: top, height: bottom - top }, svg);
@@ -138,33 +138,34 @@ const Stabkit = {};
       S.panel(svg, line, { x: margin, y, width: inner, height: heights[i] }, range);
       y += heights[i] + gap;
     });
-    const ends = [-99, -99];  // badges that would lie on each other go to a second row
-    const order = [...figure.bands].sort((a, b) => a.first - b.first);
-    for (const band of order.slice(0, 60)) {
-      const at = x(band.first), row = at - ends[0] < 22 && at - ends[1] >= 22 ? 1 : 0;
-      S.make("line", { class: `edge ${band.severity}`, x1: at, x2: at, y1: top - 6, y2: bottom }, svg);
-      if (at - ends[row] < 8) continue;
-      ends[row] = at;
+    let end = -99;  // a badge that would lie on another moves to its right
+    const order = [...figure.bands].sort((a, b) => a.first - b.first || a.number - b.number);
+    for (const band of order) {
+      const edge = x(band.first), at = Math.max(edge, end + 23);
+      S.make("line", { class: `edge ${band.severity}`, x1: edge, x2: edge, y1: top - 8, y2: bottom }, svg);
+      if (at - edge > 70 || at > width - 8) continue;
+      end = at;
       const link = S.make("g", { class: `badge ${band.severity}`, tabindex: 0, role: "link" }, svg);
       S.make("title", {}, link, `${band.title}, step ${band.first}: ${S.shortened(band.message, 200)}`);
-      S.make("circle", { cx: at, cy: row ? 30 : 12, r: 9.5 }, link);
-      S.make("text", { x: at, y: row ? 34 : 16 }, link, band.number);
+      S.make("circle", { cx: at, cy: 12, r: 9.5 }, link);
+      S.make("text", { x: at, y: 16 }, link, band.number);
       const go = () => { location.hash = `f${band.number}`; };
       link.addEventListener("click", go);
       link.addEventListener("keydown", (event) => { if (event.key === "Enter") go(); });
       link.style.cursor = "pointer";
     }
     S.axis(svg, range, x, height - 4, inner);
-    const cross = S.make("line", { class: "cross", y1: top, y2: bottom, x1: -9, x2: -9 }, svg);
+    const cross = S.make("line", { class: "cross", y1: top, y2: bottom, visibility: "hidden" }, svg);
     S.tip(holder, svg, (px) => {
       const step = Math.round(range[0] + ((px - margin) / inner) * (range[1] - range[0]));
       const within = step >= range[0] && step <= range[1];
-      for (const end of ["x1", "x2"]) cross.setAttribute(end, within ? x(step) : -9);
+      cross.setAttribute("visibility", within ? "visible" : "hidden");
       if (!within) return null;
+      for (const end of ["x1", "x2"]) cross.setAttribute(end, x(step));
       return [`step ${nearest(figure.lines[0], step).step}`, ...figure.lines.map((line) => `${line.label} ${S.number(nearest(line, step).value)}`),
         ...figure.bands.filter((band) => band.first <= step && step <= band.last).map((band) => `${band.number} ${band.title}`)];
     });
-    svg.addEventListener("pointerleave", () => { for (const end of ["x1", "x2"]) cross.setAttribute(end, -9); });
+    svg.addEventListener("pointerleave", () => cross.setAttribute("visibility", "hidden"));
   };
 
   function nearest(line, step) {
@@ -175,8 +176,13 @@ const Stabkit = {};
     return { step: line.steps[best], value: line.values[best] };
   }
 
-  S.evidence = function (holder, figure) {
-    const frame = S.make("figure", { class: "chart" }, holder);
+  S.evidence = function (holder, figures) {
+    holder.textContent = "";
+    const frames = figures.map(() => S.make("figure", { class: "chart" }, holder));  // all of them first: they share the width
+    figures.forEach((figure, i) => plot(frames[i], figure));
+  };
+
+  function plot(frame, figure) {
     const width = frame.clientWidth, margin = 54, top = 34, inner = width - margin - 8, height = 196;
     const svg = S.make("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${figure.metric} around the finding` }, frame);
     S.hatch(svg);
@@ -207,5 +213,5 @@ const Stabkit = {};
       const near = nearest(figure, step);
       return [`step ${near.step}`, `${figure.metric} ${S.number(near.value)}`];
     });
-  };
+  }
 })(Stabkit);

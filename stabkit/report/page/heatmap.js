@@ -1,7 +1,7 @@
 // Draws the heatmap of stabkit.report.heatmap on a canvas: a row for each tensor, or for each folded module.
 "use strict";
 (function (S) {
-  const ROW = 16, MISSING = 0, ZERO = 1, LOWEST = 2, HIGHEST = 65534, NONFINITE = 65535, UNKNOWN = -128, FULL = 80;
+  const ROW = 16, MISSING = 0, ZERO = 1, LOWEST = 2, HIGHEST = 65534, NONFINITE = 65535, UNKNOWN = -128, FROM = 25, FULL = 100;
   const BROKEN = "broken", NOTHING = "nothing";
 
   function bytes(text) {
@@ -149,18 +149,18 @@
       this.canvas.style.height = each * rows.length + "px";
       const context = this.canvas.getContext("2d"), image = context.createImageData(width, tall * rows.length), pixels = image.data;
       const palette = this.palette(), past = this.byPast && canDeviate, low = quantity.usual[0], high = Math.max(quantity.usual[1], low + 1e-9);
-      // A column of steps is [first + c·width, +width); pixels are shared out by steps, so that all pictures line up.
-      const total = Math.max(S.range[1] - S.range[0], 1), share = figure.width / total, start = (figure.first - S.range[0]) / total;
+      // A cell reaches half a step to either side of its steps; pixels are shared out by steps, so that all pictures line up.
+      const total = Math.max(S.range[1] - S.range[0], 1), share = figure.width / total, start = (figure.first - 0.5 - S.range[0]) / total;
       rows.forEach((row, r) => {
         for (let column = 0; column < figure.columns; column++) {
           const cell = this.cell(row, column);
-          const left = Math.round((start + column * share) * width), right = Math.min(width, Math.max(Math.round((start + (column + 1) * share) * width), left + 1));
+          const left = Math.max(0, Math.round((start + column * share) * width)), right = Math.min(width, Math.max(Math.round((start + (column + 1) * share) * width), left + 1));
           if (cell.kind === NOTHING) continue;
           let fill = palette.paper, texture = "";
           if (cell.kind === BROKEN) { fill = palette.ink; texture = BROKEN; }
           else if (past) {
             if (cell.deviation !== UNKNOWN) {
-              const strength = Math.min(1, Math.max(0, Math.abs(cell.deviation) - 15) / (FULL - 15));
+              const strength = Math.min(1, Math.max(0, Math.abs(cell.deviation) - FROM) / (FULL - FROM));
               fill = cell.deviation > 0 ? palette.above(strength) : palette.below(strength);
               if (cell.deviation < 0 && strength > 0.08) texture = "below";
             }
@@ -229,13 +229,13 @@
 
     drawCaption(quantity, past) {
       const cell = this.figure.width === 1 ? "A cell is one step" : `A cell is ${this.figure.width.toLocaleString("en")} steps and shows the most extreme of them`;
-      const how = past ? " Distance: of the logarithm from the median of the tensor's 24 cells before, in robust standard deviations (of 5 % at least); full colour from 8 on." : " Colour: logarithm.";
+      const how = past ? " Distance: of the logarithm from the median of the tensor's 24 cells before, in robust standard deviations (of 5 % at least); coloured from 2.5 on, fully from 10." : " Colour: logarithm.";
       this.caption.textContent = `${quantity.label}: ${quantity.definition}. ${cell}; a folded module shows whichever of its tensors stands out most.${how}`;
     }
 
     say(x, y, box) {
       const row = this.shown[Math.floor(y / this.each)], figure = this.figure;
-      const at = S.range[0] + (x / box.width) * Math.max(S.range[1] - S.range[0], 1), column = Math.floor((at - figure.first) / figure.width);
+      const at = S.range[0] + (x / box.width) * Math.max(S.range[1] - S.range[0], 1), column = Math.floor((at + 0.5 - figure.first) / figure.width);
       if (!row || column < 0 || column >= figure.columns) return null;
       const cell = this.cell(row, column), from = figure.first + column * figure.width, to = Math.min(from + figure.width - 1, figure.last);
       const lines = [S.shortened(figure.tensors[cell.tensor], 160), from === to ? `step ${from}` : `steps ${from}–${to}`];

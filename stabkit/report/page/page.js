@@ -11,8 +11,7 @@
   function draw() {
     if (timeline) S.timeline(timeline, figures.timeline, margin());
     for (const plots of document.querySelectorAll(".plots")) {
-      plots.textContent = "";
-      for (const figure of figures.evidence[Number(plots.dataset.finding)] || []) S.evidence(plots, figure);
+      S.evidence(plots, figures.evidence[Number(plots.dataset.finding)] || []);
     }
     if (map) map.draw();
   }
