@@ -149,18 +149,23 @@ def analyze(
 @click.option("--select", multiple=True, metavar="CODES", help="Ask only these rules, such as SK101,missing-warmup,SK2.")
 @click.option("--ignore", multiple=True, metavar="CODES", help="Do not ask these rules.")
 @_attempt
-def report(path: str, output: str, select: Words, ignore: Words, attempt: int | None) -> None:
-    """Write one self-contained HTML file about a run: verdict, timeline, tensors, findings, what could not be checked."""
+@_map
+def report(path: str, output: str, select: Words, ignore: Words, attempt: int | None, mapping: Words) -> None:
+    """Write a run as one HTML file that needs nothing else.
+
+    Verdict, timeline, heatmap of the tensors, findings with their plots, and what could not be checked.
+    """
     from stabkit.analyzers import analyze as judge
     from stabkit.report.html import page
-    from stabkit.runlog import load
+    from stabkit.sources import load
 
     chosen, _, left_out = _choice(select, ignore, ())
-    run = load(path, attempt)
-    with click.open_file(output, "w", encoding="utf-8", atomic=output != "-") as file:
-        file.write(page(run, judge(run, chosen), left_out))
+    run = load(path, attempt, _columns(mapping))
+    text = page(run, judge(run, chosen), left_out)
+    with click.open_file(output, "w", encoding="utf-8", atomic=True) as file:
+        file.write(text)
     if output != "-":
-        click.echo(f"{output}: {os.path.getsize(output) / 1e3:,.0f} kB")
+        click.echo(f"{output}: {len(text.encode()) / 1e3:,.0f} kB")
 
 
 @commands.command()

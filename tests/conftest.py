@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import browser
+
+__all__ = ["browser", "root"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

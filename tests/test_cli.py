@@ -77,6 +77,7 @@ def test_the_surface_is_frozen() -> None:
         "demo": ["--directory", "--seed", "--steps"],
         "explain": ["rule"],
         "info": ["--attempt", "--map", "path"],
+        "report": ["--attempt", "--ignore", "--map", "--output", "--select", "-o", "path"],
         "rules": [],
     }
     choices = {p.name: list(p.type.choices) for p in commands.commands["analyze"].params if isinstance(p.type, click.Choice)}

@@ -140,8 +140,11 @@ def _first_movers(finding: Finding | None, ranking: Sequence[Mover]) -> str:
     )
     what = f"{markup(finding.rule)} {markup(finding.name)} at step {finding.first_step}"
     about = f'<p class="quiet">Before and around {what}. {how}</p>'
+    if finding.first_step <= LEAD + 8:
+        early = f'<p class="quiet">{what} came too early: no tensor had a past to be held against.</p>'
+        return _section("movers", "Who moved first", early)
     if not ranking:
-        return _section("movers", "Who moved first", about, "<p>No tensor did, or none had a past to be held against.</p>")
+        return _section("movers", "Who moved first", about, "<p>No tensor did.</p>")
     shown = ranking[:_MOVERS_SHOWN]
     table = _table({
         ("", ' class="quiet"'): [str(place) for place in range(1, len(shown) + 1)],
@@ -176,9 +179,10 @@ def _findings(findings: Sequence[Finding]) -> str:
 
 
 def _card(place: int, finding: Finding) -> str:
-    where = listed_names(finding.tensors)
+    where = _names(finding.tensors)
     rows = [
         ("where", where),
+        ("batch", markup(_batches(finding))),
         ("restart", markup(restart(finding.last_good_step)))
         if finding.last_good_step is not None and finding.severity > Severity.INFO
         else ("", ""),
@@ -196,7 +200,11 @@ def _card(place: int, finding: Finding) -> str:
     )
 
 
-def listed_names(names: Sequence[str]) -> str:
+def _batches(finding: Finding) -> str:
+    return "; ".join(f"step {step}: {listed(list(names), 6)}" for step, names in finding.batches.items())
+
+
+def _names(names: Sequence[str]) -> str:
     """The first few names; the others fold out."""
     shown = ", ".join(_name(name) for name in names[:_TENSORS_SHOWN])
     rest = names[_TENSORS_SHOWN:]

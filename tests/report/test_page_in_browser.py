@@ -1,0 +1,148 @@
+"""The page of a run in a real browser, opened from disk without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from html_page import long_run
+from test_html_report import HOSTILE, renamed, verdict
+
+from stabkit.analyzers import analyze
+from stabkit.report.html import page
+from stabkit.runlog import RunLog
+from tests.browser import Browser
+from tests.cases import load_case
+
+pytestmark = pytest.mark.slow
+
+PICTURE = """
+const canvas = document.querySelector(".map canvas");
+const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+const colours = {};
+for (let i = 0; i < pixels.length; i += 4) if (pixels[i + 3]) { const c = pixels.slice(i, i + 3).join(); colours[c] = (colours[c] || 0) + 1; }
+let sum = 0;
+for (let i = 0; i < pixels.length; i++) sum = (sum * 31 + pixels[i]) % 4294967291;
+return { width: canvas.width, height: canvas.height, colours: Object.keys(colours).length, sum };
+"""
+CHOOSE = """
+const select = document.getElementById(arguments[0]);
+select.value = [...select.options].find((option) => option.text.startsWith(arguments[1])).value;
+select.dispatchEvent(new Event("change"));
+"""
+NAMES = 'return [...document.querySelectorAll(".names > *")].map((row) => row.textContent);'
+
+
+def show(browser: Browser, run: RunLog, folder: Path, diagnosis: Any = None) -> None:
+    """Open the page of a run, with the network off."""
+    path = folder / "report.html"
+    path.write_text(page(run, diagnosis or analyze(run)), encoding="utf-8")
+    browser.command("Network.enable")
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    browser.command("Network.emulateNetworkConditions", **offline)
+    browser.log()
+    browser.open(path.as_uri())
+    assert browser.run("return document.documentElement.dataset.drawn;") == "yes", browser.log()
+
+
+def colours(browser: Browser, scheme: str, media: str = "") -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.command("Emulation.setEmulatedMedia", media=media, features=features)
+
+
+def test_the_pictures_are_drawn_and_answer(browser: Browser, tmp_path: Path) -> None:
+    show(browser, load_case("growing_until_nan"), tmp_path)
+    first = browser.run(PICTURE)
+    assert first["colours"] > 8 and first["width"] > 500
+    assert browser.run('return document.querySelectorAll("#timeline path.curve").length;') == 3
+    assert browser.run('return document.querySelectorAll(".plots svg").length;') == 2
+    assert browser.run('return document.querySelectorAll("#timeline .broken").length;') >= 1, "a loss that is NaN is shown"
+
+    browser.run(CHOOSE, "map-quantity", "Gradient norm")
+    second = browser.run(PICTURE)
+    assert second["sum"] != first["sum"] and second["height"] == first["height"]
+    browser.run(CHOOSE, "map-scale", "value")
+    assert browser.run(PICTURE)["sum"] != second["sum"]
+    browser.run(CHOOSE, "map-quantity", "Non-finite")
+    assert browser.run(PICTURE)["colours"] > 1
+
+    unfolded = browser.run(NAMES)
+    assert "fc2.weight" in unfolded
+    browser.run('document.getElementById("map-fold").click();')
+    folded = browser.run(NAMES)
+    assert folded == ["embed.weight", "position.weight", "blocks.0 · 12", "blocks.1 · 12", "norm · 2", "head.weight"]
+    assert browser.run(PICTURE)["height"] * len(unfolded) == first["height"] * len(folded)
+    browser.run('document.querySelectorAll(".names button")[1].click();')
+    assert len(browser.run(NAMES)) == len(folded) + 12
+    assert browser.run('return document.activeElement.textContent;') == "blocks.1 · 12", "the focus stays where it was"
+    assert browser.log() == []
+
+
+def test_the_same_cell_says_its_tensor_step_and_value(browser: Browser, tmp_path: Path) -> None:
+    run = load_case("growing_until_nan")
+    show(browser, run, tmp_path)
+    told = browser.run("""
+        const canvas = document.querySelector(".map canvas"), box = canvas.getBoundingClientRect();
+        const x = box.left + box.width * (99 / 159), y = box.top + 8;
+        canvas.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y, bubbles: true }));
+        return document.querySelector("#heatmap .tip").textContent;
+    """)
+    value = float(run.table("update_ratio").series("embed.weight").values[100])
+    assert told.startswith("embed.weight") and "step 100" in told
+    assert f"Update ratio {value:.3g}" in told
+
+
+def test_a_hostile_name_is_text_in_the_pictures_too(browser: Browser, tmp_path: Path, request: Any) -> None:
+    make = request.getfixturevalue("make")
+    show(browser, renamed(HOSTILE), tmp_path, verdict(make, HOSTILE))
+    browser.run("for (const button of document.querySelectorAll('button')) button.click();")
+    assert browser.run("return document.querySelectorAll('img').length;") == 0
+    assert any(HOSTILE in name for name in browser.run(NAMES))
+    assert browser.log() == []
+    show(browser, renamed("n" * 5000), tmp_path, verdict(make, "n" * 5000))
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth;"), "no name widens the page"
+
+
+def test_it_can_be_read_in_the_dark_on_paper_and_on_a_telephone(browser: Browser, tmp_path: Path) -> None:
+    show(browser, load_case("diverging"), tmp_path)
+    light = browser.run(PICTURE)
+    colours(browser, "dark")
+    background = browser.run("return getComputedStyle(document.documentElement).backgroundColor;")
+    assert background == "rgb(22, 21, 19)"
+    assert browser.run(PICTURE)["sum"] != light["sum"]
+    colours(browser, "light")
+    pdf = browser.command("Page.printToPDF", printBackground=True)["data"]
+    assert len(pdf) > 50_000
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": False}
+    browser.command("Emulation.setDeviceMetricsOverride", **size)
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth;")
+    assert browser.log() == []
+
+
+def test_without_scripts_the_findings_are_all_there(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    run = load_case("diverging")
+    diagnosis = analyze(run)
+    path.write_text(page(run, diagnosis), encoding="utf-8")
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    browser.open(path.as_uri())
+    browser.command("Emulation.setScriptExecutionDisabled", value=False)
+    words = browser.run("return document.body.innerText;")
+    assert "The pictures need JavaScript" in words
+    assert all(finding.advice in words for finding in diagnosis.findings)
+
+
+def test_300_tensors_open_at_once(browser: Browser, tmp_path: Path) -> None:
+    show(browser, long_run(20_000, 300), tmp_path)
+    took = browser.run("""
+        const from = performance.now();
+        document.getElementById("map-fold").click();
+        return performance.now() - from;
+    """)
+    assert len(browser.run(NAMES)) == 300 + 38
+    assert took < 3000, "was 300 ms when this was written"
+    opened = browser.run("const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime;")
+    assert opened < 5000
+    print(f"opened in {opened:.0f} ms, unfolded in {took:.0f} ms")
+    assert browser.log() == []
