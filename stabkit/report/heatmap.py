@@ -50,12 +50,11 @@ UNKNOWN = -128
 
 @dataclass
 class _Cells:
-    """What is known of each bucket [buckets, tensors]: extremes, some values [buckets, sampled, tensors], broken numbers."""
+    """What is known of each bucket [buckets, tensors]: its extremes, and some of its values [buckets, sampled, tensors]."""
 
     low: Array
     high: Array
     some: Array
-    nonfinite: Array
 
 
 def heatmap(run: RunLog) -> dict[str, Any] | None:
@@ -64,13 +63,15 @@ def heatmap(run: RunLog) -> dict[str, Any] | None:
     steps = run.stream.tensor_steps[first_row:]
     order, named = modules([tensor.name for tensor in run.tensors])
     buckets = Buckets.of(steps, _COLUMNS)
-    quantities = [_quantity(run, name, buckets, first_row, order) for name in QUANTITIES] if len(steps) else []
-    shown = [quantity for quantity in quantities if quantity]
     # A gradient norm before clipping is what one asks for; the one after it only stands in where that is missing.
-    if any(q["metric"] == "grad_norm" for q in shown):
-        shown = [q for q in shown if q["metric"] != "grad_norm_used"]
-    if not shown:
+    metrics = [name for name in QUANTITIES if run.has(name, "tensor")]
+    metrics = [name for name in metrics if not (name == "grad_norm_used" and "grad_norm" in metrics)]
+    if not len(steps) or not metrics:
         return None
+    broken = _broken(run, buckets, first_row)
+    shown = [_quantity(run, name, buckets, first_row, order, broken) for name in metrics]
+    if {"grad_nonfinite", "weight_nonfinite"} & set(run.stream.columns):
+        shown.append(_nonfinite(broken, buckets, order))
     names = [run.tensors[index].name for index in order]
     facts = {"first": buckets.first, "width": buckets.width, "columns": buckets.count, "last": int(steps[-1])}
     return {**facts, "tensors": names, "modules": named, "quantities": shown, "optimizer": run.index}
@@ -101,43 +102,58 @@ def _module(name: str) -> str:
     return numbered[0] if numbered else name.split(".", 1)[0]
 
 
-def _quantity(run: RunLog, name: str, buckets: Buckets, first_row: int, order: list[int]) -> dict[str, Any] | None:
-    columns = ("grad_nonfinite", "weight_nonfinite") if name == "nonfinite" else METRICS[name, "tensor"].columns
-    if name == "nonfinite":
-        there = any(run.stream.measured(column) for column in columns)
-    else:
-        there = run.has(name, "tensor")
-    if not there:
-        return None
+def _quantity(run: RunLog, name: str, buckets: Buckets, first_row: int, order: list[int], nonfinite: Array) -> dict[str, Any]:
     cells = _cells(run, name, buckets, first_row)
     extreme, deviation = _most_extreme(cells)
-    broken = cells.nonfinite > 0
-    if name == "nonfinite":
-        extreme, deviation, broken = cells.high, np.full_like(cells.high, np.nan), np.zeros_like(broken)
+    broken = (nonfinite > 0) | np.isinf(cells.low) | np.isinf(cells.high)
     logs = _log10(extreme)
-    known = logs[np.isfinite(logs)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-    # Colours span what is usual: one spike must not make everything else look the same.
-    usual = [float(value) for value in np.quantile(known, (0.02, 0.98))] if len(known) else [low, high]
-    level = _level_codes(extreme, logs, broken, low, high)
+    known = logs[np.isfinite(logs) & ~broken]
     tenths = np.clip(np.round(10 * deviation), -127, 127)
-    codes = np.where(np.isnan(tenths), UNKNOWN, tenths).astype(np.int8)
-    codes[broken] = UNKNOWN
-    about = {
+    codes = np.where(np.isnan(tenths) | broken, UNKNOWN, tenths).astype(np.int8)
+    return {
         "metric": name,
         "label": QUANTITIES[name],
-        "definition": "NaN and infinite elements of gradients and weights" if name == "nonfinite"
-        else METRICS[name, "tensor"].definition,
-    }  # fmt: skip
-    return {
-        **about,
-        "low": low,
-        "high": high,
-        "usual": usual,
-        "level": _packed(level, buckets, order, MISSING),
-        "deviation": "" if name == "nonfinite" else _packed(codes, buckets, order, UNKNOWN),
-        "total": float(np.nansum(cells.nonfinite)) if name == "nonfinite" else 0.0,
+        "definition": METRICS[name, "tensor"].definition,
+        **_levels(extreme, logs, known, broken, buckets, order),
+        "deviation": _packed(codes, buckets, order, UNKNOWN),
     }
+
+
+def _nonfinite(counts: Array, buckets: Buckets, order: list[int]) -> dict[str, Any]:
+    """The count of broken numbers as a quantity of its own: the one that has no usual level to be held against."""
+    logs = _log10(counts)
+    return {
+        "metric": "nonfinite",
+        "label": QUANTITIES["nonfinite"],
+        "definition": "NaN and infinite elements of gradients and weights",
+        **_levels(counts, logs, logs[np.isfinite(logs)], np.zeros(counts.shape, np.bool_), buckets, order),
+        "deviation": "",
+        "total": float(counts.sum()),
+    }
+
+
+def _levels(
+    extreme: Array, logs: Array, known: Array, broken: NDArray[np.bool_], buckets: Buckets, order: list[int]
+) -> dict[str, Any]:
+    """The cells' values as codes of 16 bits, the logarithms the codes lie between, and those that are usual."""
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    # Colours span what is usual: one spike must not make everything else look the same.
+    usual = np.quantile(known, (0.02, 0.98)).tolist() if len(known) else [low, high]
+    scale = (HIGHEST - LOWEST) / (high - low) if high > low else 0.0
+    codes = np.where(np.isnan(logs), MISSING, LOWEST + np.round((np.nan_to_num(logs) - low) * scale))
+    codes[extreme == 0] = ZERO
+    codes[broken] = NONFINITE
+    return {"low": low, "high": high, "usual": usual, "level": _packed(codes.astype(np.uint16), buckets, order, MISSING)}
+
+
+def _broken(run: RunLog, buckets: Buckets, first_row: int) -> Array:
+    """How many elements of gradient and weights were no numbers, at most, in each bucket [buckets, tensors]."""
+    count = np.zeros((len(buckets.filled), len(run.tensors)))
+    for column in ("grad_nonfinite", "weight_nonfinite"):
+        if column in run.stream.columns:
+            _, most = extremes(np.asarray(run.stream.columns[column])[first_row:], buckets.starts)
+            count += np.nan_to_num(most)
+    return count
 
 
 def _cells(run: RunLog, name: str, buckets: Buckets, first_row: int) -> _Cells:
@@ -147,12 +163,11 @@ def _cells(run: RunLog, name: str, buckets: Buckets, first_row: int) -> _Cells:
     parts: list[tuple[Array, ...]] = []
     for first, stop in _slices(ends, len(run.tensors)):
         begin, end = int(ends[first]), int(ends[stop])
-        values, broken = _values(run, name, first_row + begin, first_row + end)
-        starts = ends[first:stop] - begin
+        values = _values(run, name, first_row + begin, first_row + end)
+        starts, stops = ends[first:stop] - begin, ends[first + 1 : stop + 1] - begin
         low, high = extremes(values, starts)
-        stops = ends[first + 1 : stop + 1] - begin
         places = starts[:, None] + (np.arange(_SAMPLED)[None, :] * (stops - starts)[:, None]) // _SAMPLED
-        parts.append((low, high, values[places], np.fmax.reduceat(broken, starts, axis=0)))
+        parts.append((low, high, values[places]))
     return _Cells(*(np.concatenate(kind) for kind in zip(*parts, strict=True)))
 
 
@@ -165,31 +180,19 @@ def _slices(ends: NDArray[np.int64], tensors: int) -> Iterator[tuple[int, int]]:
         first = stop
 
 
-def _values(run: RunLog, name: str, begin: int, end: int) -> tuple[Array, Array]:
-    """The quantity at some rows [rows, tensors], and how many elements of gradient and weights were broken there."""
+def _values(run: RunLog, name: str, begin: int, end: int) -> Array:
+    """The quantity at some rows [rows, tensors], worked out from those rows only."""
     stream = run.stream
-    shape = (end - begin, len(run.tensors))
-    wanted = METRICS[name, "tensor"].columns if name != "nonfinite" else ()
-    held = {column: np.asarray(stream.columns[column][begin:end]) for column in wanted if column in stream.columns}
-    broken = np.zeros(shape)
-    for column in ("grad_nonfinite", "weight_nonfinite"):
-        if column in stream.columns:
-            count = np.asarray(stream.columns[column][begin:end])
-            broken = broken + np.where(np.isnan(count), 0.0, count)
-    if name == "nonfinite":
-        return broken, broken
-    derive = METRICS[name, "tensor"].derive
-    assert derive is not None
+    metric = METRICS[name, "tensor"]
+    held = {column: np.asarray(stream.columns[column][begin:end]) for column in metric.columns if column in stream.columns}
     numel = np.array([tensor.numel for tensor in run.tensors], dtype=np.float64)
+    assert metric.derive is not None  # every quantity of a tensor is derived from columns
     with np.errstate(all="ignore"):
-        values = derive(OrMissing(held, shape), numel)
-    infinite = np.isinf(values)
-    if infinite.any():
-        broken, values = np.where(infinite, np.maximum(broken, 1), broken), np.where(infinite, np.nan, values)
+        values = metric.derive(OrMissing(held, (end - begin, len(run.tensors))), numel)
     if name == "update_ratio" and "skipped" in stream.step_values:  # a skipped step has no update, rather than one of 0
         skipped = stream.steps[stream.step_values["skipped"] > 0]
-        values = np.where(np.isin(stream.tensor_steps[begin:end], skipped)[:, None], np.nan, values)
-    return values, broken
+        values = np.where(np.isin(stream.tensor_steps[begin:end], skipped)[:, None], np.nan, values) if len(skipped) else values
+    return values
 
 
 def _most_extreme(cells: _Cells) -> tuple[Array, Array]:
@@ -231,15 +234,7 @@ def _forward(values: Array) -> Array:
 
 def _log10(values: Array) -> Array:
     with np.errstate(all="ignore"):
-        return np.asarray(np.log10(np.where(values > 0, values, np.nan)))
-
-
-def _level_codes(extreme: Array, logs: Array, broken: NDArray[np.bool_], low: float, high: float) -> NDArray[np.uint16]:
-    scale = (HIGHEST - LOWEST) / (high - low) if high > low else 0.0
-    codes = np.where(np.isnan(logs), MISSING, LOWEST + np.round((np.nan_to_num(logs) - low) * scale))
-    codes[extreme == 0] = ZERO
-    codes[broken] = NONFINITE
-    return codes.astype(np.uint16)
+        return np.asarray(np.log10(np.where((values > 0) & np.isfinite(values), values, np.nan)))
 
 
 def _packed(codes: NDArray[Any], buckets: Buckets, order: list[int], empty: int) -> str:

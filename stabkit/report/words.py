@@ -13,7 +13,10 @@ def printable(text: str) -> str:
     Names and remarks come from the log, hence from anywhere: newlines, escape sequences, invisible characters and those
     that turn the direction of writing are shown as backslash escapes.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: float | None) -> str:

@@ -196,8 +196,8 @@ def test_a_large_log_makes_a_small_page_quickly() -> None:
     began = time.perf_counter()
     text = page(run, diagnosis)
     took = time.perf_counter() - began
-    assert len(text.encode()) < 4e6, "was 2.6 MB when this was written"
-    assert took < 4, "was 1 s when this was written"
+    assert len(text.encode()) < 4e6, "was 2.3 MB when this was written"
+    assert took < 3, "was 0.5 s when this was written"
 
 
 @pytest.mark.slow
@@ -210,4 +210,4 @@ def test_300_tensors_by_100000_steps(tmp_path: Path) -> None:
     (tmp_path / "large.html").write_text(text)
     print(f"{len(text.encode()) / 1e6:.2f} MB, {took:.1f} s")
     assert len(text.encode()) < 8e6
-    assert took < 12
+    assert took < 6, "was 1.5 s when this was written"

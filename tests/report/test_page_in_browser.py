@@ -21,9 +21,11 @@ PICTURE = """
 const canvas = document.querySelector(".map canvas");
 const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
 const colours = {};
-for (let i = 0; i < pixels.length; i += 4) if (pixels[i + 3]) { const c = pixels.slice(i, i + 3).join(); colours[c] = (colours[c] || 0) + 1; }
 let sum = 0;
-for (let i = 0; i < pixels.length; i++) sum = (sum * 31 + pixels[i]) % 4294967291;
+for (let i = 0; i < pixels.length; i += 4) {
+  sum = (sum * 31 + 7 * pixels[i] + 3 * pixels[i + 1] + pixels[i + 2]) % 4294967291;
+  if (pixels[i + 3]) colours[pixels.slice(i, i + 3).join()] = true;
+}
 return { width: canvas.width, height: canvas.height, colours: Object.keys(colours).length, sum };
 """
 CHOOSE = """
@@ -44,6 +46,11 @@ def show(browser: Browser, run: RunLog, folder: Path, diagnosis: Any = None) -> 
     browser.log()
     browser.open(path.as_uri())
     assert browser.run("return document.documentElement.dataset.drawn;") == "yes", browser.log()
+
+
+def complaints(browser: Browser) -> list[str]:
+    """All that the console holds, but for a hint that these tests read the canvas often."""
+    return [entry["message"] for entry in browser.log() if "will-read-frequently" not in entry["message"]]
 
 
 def colours(browser: Browser, scheme: str, media: str = "") -> None:
@@ -76,7 +83,7 @@ def test_the_pictures_are_drawn_and_answer(browser: Browser, tmp_path: Path) -> 
     browser.run('document.querySelectorAll(".names button")[1].click();')
     assert len(browser.run(NAMES)) == len(folded) + 12
     assert browser.run('return document.activeElement.textContent;') == "blocks.1 · 12", "the focus stays where it was"
-    assert browser.log() == []
+    assert complaints(browser) == []
 
 
 def test_the_same_cell_says_its_tensor_step_and_value(browser: Browser, tmp_path: Path) -> None:
@@ -99,7 +106,7 @@ def test_a_hostile_name_is_text_in_the_pictures_too(browser: Browser, tmp_path: 
     browser.run("for (const button of document.querySelectorAll('button')) button.click();")
     assert browser.run("return document.querySelectorAll('img').length;") == 0
     assert any(HOSTILE in name for name in browser.run(NAMES))
-    assert browser.log() == []
+    assert complaints(browser) == []
     show(browser, renamed("n" * 5000), tmp_path, verdict(make, "n" * 5000))
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth;"), "no name widens the page"
 
@@ -117,7 +124,7 @@ def test_it_can_be_read_in_the_dark_on_paper_and_on_a_telephone(browser: Browser
     size = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": False}
     browser.command("Emulation.setDeviceMetricsOverride", **size)
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth;")
-    assert browser.log() == []
+    assert complaints(browser) == []
 
 
 def test_without_scripts_the_findings_are_all_there(browser: Browser, tmp_path: Path) -> None:
@@ -145,4 +152,4 @@ def test_300_tensors_open_at_once(browser: Browser, tmp_path: Path) -> None:
     opened = browser.run("const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime;")
     assert opened < 5000
     print(f"opened in {opened:.0f} ms, unfolded in {took:.0f} ms")
-    assert browser.log() == []
+    assert complaints(browser) == []
