@@ -15,7 +15,7 @@ from stabkit.errors import StabkitError
 from stabkit.finding import Diagnosis, Evidence, Finding
 from stabkit.metric import METRICS, Array
 from stabkit.report.downsample import keep
-from stabkit.report.heatmap import heatmap
+from stabkit.report.heatmap import QUANTITIES, heatmap
 from stabkit.report.movers import between
 from stabkit.runlog import RunLog
 
@@ -34,15 +34,24 @@ def figures(run: RunLog, diagnosis: Diagnosis) -> dict[str, Any]:
     """All figures of a run.
 
     Returns:
-        "timeline": as `timeline`; "heatmaps": one a optimizer that has any; "evidence": of each finding, consequences not
-        included, as `evidence`.
+        "timeline": as `timeline`; "quantity": of the heatmaps, the one to show first; "heatmaps": one for each optimizer
+        that has any; "evidence": of each finding, consequences not included, as `evidence`.
     """
     maps = (heatmap(run.optimizer(index)) for index in range(len(run.streams)))
     return {
         "timeline": timeline(run, diagnosis),
+        "quantity": _telling(diagnosis),
         "heatmaps": [found for found in maps if found],
         "evidence": [evidence(run, finding) for finding in diagnosis.findings],
     }
+
+
+def _telling(diagnosis: Diagnosis) -> str:
+    """The quantity of the heatmap that the worst finding is about."""
+    for item in (item for finding in diagnosis.findings[:1] for item in finding.evidence):
+        if item.metric in QUANTITIES or item.metric.startswith("grad_"):
+            return item.metric if item.metric in QUANTITIES else "grad_norm"
+    return "update_ratio"
 
 
 def timeline(run: RunLog, diagnosis: Diagnosis) -> dict[str, Any]:

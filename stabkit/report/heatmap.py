@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,26 +196,45 @@ def _values(run: RunLog, name: str, begin: int, end: int) -> Array:
 
 
 def _most_extreme(cells: _Cells) -> tuple[Array, Array]:
-    """Of each cell's lowest and highest value the one further from the tensor's own past; and how far, in spreads."""
-    middle = _forward(_median(_log10(cells.some)))
-    inside = _median(np.abs(_log10(cells.some) - middle[:, None]))
-    centre, spread = np.full(middle.shape, np.nan), np.full(middle.shape, np.nan)
-    inside = _forward(inside)
-    for bucket in range(_LEAST_PAST, min(_PAST, len(middle))):
-        centre[bucket], spread[bucket] = _level_and_spread(middle[:bucket], inside[:bucket])
-    if len(middle) > _PAST:
-        windows = (np.moveaxis(sliding_window_view(of, _PAST, axis=0)[:-1], -1, 0) for of in (middle, inside))
-        centre[_PAST:], spread[_PAST:] = _level_and_spread(*windows)
-    spread = _MAD_TO_SIGMA * np.maximum(spread, _LEAST_SPREAD / _MAD_TO_SIGMA)
-    below, above = ((_log10(value) - centre) / spread for value in (cells.low, cells.high))
+    """Of each cell's lowest and highest value the one further from the tensor's own past; and how far, in spreads.
+
+    A highest value is held against the highest ones before: of many values one is always far out.
+    """
+    some = _log10(cells.some)
+    inside = _past(_forward(_median(np.abs(some - _median(some)[:, None]))), _middle)
+    sides = []
+    for extreme in (cells.low, cells.high):
+        logs = _log10(extreme)
+        level, scatter = _past(_forward(logs), _middle, _scatter)
+        sides.append((logs - level) / np.maximum(_MAD_TO_SIGMA * np.maximum(scatter, inside[0]), _LEAST_SPREAD))
+    below, above = sides
     rises = ~(np.abs(below) > np.abs(above))
     return np.where(rises, cells.high, cells.low), np.where(rises, above, below)
 
 
-def _level_and_spread(middles: Array, insides: Array) -> tuple[Array, Array]:
-    """Median over the past buckets (first axis), and the larger of their scatter and of the usual scatter inside them."""
-    level = np.median(middles, axis=0)
-    return level, np.maximum(np.median(np.abs(middles - level), axis=0), np.median(insides, axis=0))
+def _past(values: Array, *measures: Callable[[Array], Array]) -> list[Array]:
+    """Measures of the buckets before each one [buckets, tensors]; NaN where there are too few."""
+    found = [np.full(values.shape, np.nan) for _ in measures]
+    windows = sliding_window_view(values, _PAST, axis=0)[:-1] if len(values) > _PAST else None
+    for of, measure in zip(found, measures, strict=True):
+        for bucket in range(_LEAST_PAST, min(_PAST, len(values))):
+            of[bucket] = measure(values[:bucket].T)
+        if windows is not None:
+            of[_PAST:] = measure(windows)
+    return found
+
+
+def _middle(values: Array) -> Array:
+    """The median over the last axis; NaN where there is one. Four times as fast as `np.median`."""
+    ordered = np.sort(values, axis=-1)
+    half = (values.shape[-1] - 1) // 2
+    middle = (ordered[..., half] + ordered[..., -1 - half]) / 2
+    return np.where(np.isnan(ordered[..., -1]), np.nan, middle)
+
+
+def _scatter(values: Array) -> Array:
+    """The median distance from the median, over the last axis."""
+    return _middle(np.abs(values - _middle(values)[..., None]))
 
 
 def _median(values: Array) -> Array:

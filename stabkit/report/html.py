@@ -120,7 +120,9 @@ def _verdict(diagnosis: Diagnosis, left_out: int) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith((".", "!", "?")) else ".")
+    """With a capital at its beginning, unless that is a name, and a full stop at its end."""
+    begins = text.split(" ", 1)[0].rstrip(":,;").isalpha()
+    return (text[:1].upper() + text[1:] if begins else text) + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _heatmaps(any_drawn: bool) -> str:

@@ -193,21 +193,21 @@ def test_a_large_log_makes_a_small_page_quickly() -> None:
     """A tenth of the large log's steps here; all of them in the slow test below."""
     run = long_run(10_000, 300)
     diagnosis = analyze(run)
-    began = time.perf_counter()
+    began = time.process_time()
     text = page(run, diagnosis)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert len(text.encode()) < 4e6, "was 2.3 MB when this was written"
-    assert took < 3, "was 0.5 s when this was written"
+    assert took < 4, "was 1 s when this was written"
 
 
 @pytest.mark.slow
 def test_300_tensors_by_100000_steps(tmp_path: Path) -> None:
     run = long_run(100_000, 300)
     diagnosis = replace(analyze(run.until(2000)), steps=100_000)
-    began = time.perf_counter()
+    began = time.process_time()
     text = page(run, diagnosis)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     (tmp_path / "large.html").write_text(text)
     print(f"{len(text.encode()) / 1e6:.2f} MB, {took:.1f} s")
     assert len(text.encode()) < 8e6
-    assert took < 6, "was 1.5 s when this was written"
+    assert took < 6, "was 2 s when this was written"

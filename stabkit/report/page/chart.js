@@ -53,11 +53,12 @@ const Stabkit = {};
       const at = axis(value), reach = Math.max(high - low, line.log ? 0.5 : Math.abs(high) * 0.2);
       if (Number.isFinite(at) && at > low - 1.5 * reach && at < high + 1.5 * reach) [low, high] = [Math.min(low, at), Math.max(high, at)];
     }
+    const constant = low === high && shown.length ? [low] : null;
     const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 0.5;
     low -= pad; high += pad;
     const x = (step) => box.x + ((step - range[0]) / Math.max(range[1] - range[0], 1)) * box.width;
     const y = (value) => box.y + box.height - ((axis(value) - low) / (high - low)) * box.height;
-    for (const tick of ticks(low, high, line.log, Math.max(2, Math.round(box.height / 44)))) {
+    for (const tick of constant || ticks(low, high, line.log, Math.max(2, Math.round(box.height / 44)))) {
       const at = box.y + box.height - ((tick - low) / (high - low)) * box.height;
       S.make("line", { class: "grid", x1: box.x, x2: box.x + box.width, y1: Math.round(at), y2: Math.round(at) }, svg);
       S.make("text", { x: box.x - 8, y: at + 4, "text-anchor": "end" }, svg, S.number(line.log ? Number((10 ** tick).toPrecision(6)) : tick));
@@ -98,7 +99,8 @@ const Stabkit = {};
 
   S.axis = function (svg, range, x, y, width) {
     for (const tick of S.steps(range[0], range[1], Math.max(2, Math.floor(width / 110)))) {
-      S.make("text", { x: x(tick), y, "text-anchor": "middle" }, svg, tick.toLocaleString("en"));
+      const anchor = tick > range[1] - (range[1] - range[0]) * 0.02 ? "end" : "middle";
+      S.make("text", { x: x(tick), y, "text-anchor": anchor }, svg, tick.toLocaleString("en"));
     }
   };
 

@@ -26,8 +26,9 @@
   const blend = (a, b, share) => [0, 1, 2].map((i) => Math.round(a[i] + (b[i] - a[i]) * share));
 
   class Heatmap {
-    constructor(holder, figures) {
+    constructor(holder, figures, metric) {
       this.holder = holder;
+      this.wanted = metric;
       this.figures = figures;
       this.decoded = new Map();
       this.which = 0;
@@ -55,7 +56,7 @@
       this.legend = S.make("div", { class: "legend" }, this.holder);
       this.caption = S.make("p", { class: "caption" }, this.holder);
       this.optimizer.addEventListener("change", () => this.choose(Number(this.optimizer.value)));
-      this.quantity.addEventListener("change", () => { this.metric = Number(this.quantity.value); this.draw(); });
+      this.quantity.addEventListener("change", () => { this.metric = Number(this.quantity.value); this.wanted = this.figure.quantities[this.metric].metric; this.draw(); });
       this.scale.addEventListener("change", () => { this.byPast = this.scale.value === "past"; this.draw(); });
       this.fold.addEventListener("click", () => this.foldAll(this.open.size === 0));
       S.tip(this.holder, this.canvas, (x, y, box) => this.say(x, y, box));
@@ -64,12 +65,13 @@
     choose(which) {
       this.which = which;
       this.figure = this.figures[which];
-      this.metric = 0;
+      this.metric = Math.max(0, this.figure.quantities.findIndex((each) => each.metric === this.wanted));
       this.quantity.textContent = "";
       this.figure.quantities.forEach((each, i) => {
         const none = each.metric === "nonfinite" && !each.total ? " (none)" : "";
         S.make("option", { value: i }, this.quantity, each.label + none);
       });
+      this.quantity.value = this.metric;
       const foldable = this.figure.modules.filter((module) => module.count > 1);
       this.open = new Set(this.figure.tensors.length <= 36 ? foldable.map((module) => module.name) : []);
       this.fold.hidden = !foldable.length;
@@ -127,7 +129,7 @@
     }
 
     palette() {
-      const paper = rgb("--empty"), hot = rgb("--accent"), cool = rgb("--cool"), ink = rgb("--ink"), card = rgb("--card");
+      const paper = rgb("--empty"), hot = rgb("--accent"), cool = rgb("--cool"), card = rgb("--card"), ink = blend(rgb("--ink"), card, 0.2);
       const dark = matchMedia("(prefers-color-scheme: dark)").matches && !this.printing;
       const top = blend(hot, dark ? [255, 236, 200] : [70, 12, 0], 0.45), bottom = blend(cool, dark ? [220, 240, 255] : [0, 20, 50], 0.3);
       const ramp = (share, colour, end) => (share < 0.6 ? blend(paper, colour, share / 0.6) : blend(colour, end, (share - 0.6) / 0.4));
@@ -229,7 +231,7 @@
 
     drawCaption(quantity, past) {
       const cell = this.figure.width === 1 ? "A cell is one step" : `A cell is ${this.figure.width.toLocaleString("en")} steps and shows the most extreme of them`;
-      const how = past ? " Distance: of the logarithm from the median of the tensor's 24 cells before, in robust standard deviations (of 5 % at least); coloured from 2.5 on, fully from 10." : " Colour: logarithm.";
+      const how = past ? " Distance: of the logarithm from the median of the tensor's 24 cells before (highest values against highest, lowest against lowest), in robust standard deviations (of 5 % at least); coloured from 2.5 on, fully from 10." : " Colour: logarithm.";
       this.caption.textContent = `${quantity.label}: ${quantity.definition}. ${cell}; a folded module shows whichever of its tensors stands out most.${how}`;
     }
 

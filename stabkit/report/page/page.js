@@ -6,7 +6,7 @@
   const margin = () => (window.innerWidth <= 640 ? 110 : 210);
   const last = Math.max(figures.timeline.last, ...figures.heatmaps.map((each) => each.last));
   S.range = [figures.timeline.first, Math.max(last, figures.timeline.first + 1)];
-  const map = holder && figures.heatmaps.length ? new S.Heatmap(holder, figures.heatmaps) : null;
+  const map = holder && figures.heatmaps.length ? new S.Heatmap(holder, figures.heatmaps, figures.quantity) : null;
 
   function draw() {
     if (timeline) S.timeline(timeline, figures.timeline, margin());
