@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from stabkit.analyzers import Analyzer
     from stabkit.report.json import Unreadable
     from stabkit.report.pages import RulePage
+    from stabkit.runlog import RunLog
 
 __all__ = ["commands", "main"]
 
@@ -84,7 +86,13 @@ _map = click.option(
 
 @commands.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
-@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
+@click.option(
+    "--format",
+    type=click.Choice(["text", "json", "html", "github", "sarif"]),
+    default="text",
+    show_default=True,
+    help="What to print: for people; for machines; one run as a page; annotations for a workflow of GitHub; SARIF 2.1.0.",
+)
 @click.option("--select", multiple=True, metavar="CODES", help="Ask only these rules, such as SK101,missing-warmup,SK2.")
 @click.option("--ignore", multiple=True, metavar="CODES", help="Do not ask these rules.")
 @click.option("--require", multiple=True, metavar="CODES", help="Exit with 3 where one of these rules could not look.")
@@ -112,7 +120,6 @@ def analyze(
     could not look. Of several paths the highest counts. --follow ends with the run, or by Ctrl-C, with the code of what
     was found until then.
     """
-    from stabkit.report.json import render
     from stabkit.report.text import report, tally
 
     chosen, required, left_out = _choice(**rules)
@@ -122,23 +129,27 @@ def analyze(
     code = 0
     if wait > follow or follow > (len(paths) == 1):
         raise click.UsageError("--wait goes with --follow, and --follow with one run")
+    if follow and format not in ("text", "json"):
+        raise click.UsageError(f"--follow prints text or json, not {format}")
     if follow:
         from stabkit.live.terminal import follow as go_along
 
         last = go_along(paths[0], chosen, attempt, _console() if format == "text" else None, _complain, wait)
         click.get_current_context().exit(_code(last, threshold, required) if last else 3)
     for path in _each(paths, columns):
-        run, failure = _judge(path, attempt, chosen, columns)
+        run, log, failure = _judge(path, attempt, chosen, columns)
         if isinstance(run, Diagnosis):
             failure = _code(run, threshold, required)
             if format == "text":
                 click.echo("\n" if runs else "", nl=False)
-                report(run, _console(), left_out)
+                report(run, _console(), left_out, log)
+            elif format == "html" and log is not None:
+                _print_page(run, log, left_out, alone=not runs)
         runs.append(run)
         code = max(code, failure)
-    if format == "json":
-        click.echo(render(runs))
-    elif len(runs) > 1:
+    if format in ("json", "github", "sarif"):
+        click.echo(import_module(f"stabkit.report.{format}").render(runs))
+    elif format == "text" and len(runs) > 1:
         tally([run for run in runs if isinstance(run, Diagnosis)], len(runs), _console())
     click.get_current_context().exit(code)
 
@@ -218,10 +229,18 @@ def demo(directory: Path, steps: int, seed: int) -> None:
 
     for path in train(directory, seed, steps, click.echo):
         click.echo()
-        run, _ = _judge(str(path), None, ANALYZERS)
+        run, log, _ = _judge(str(path), None, ANALYZERS)
         if isinstance(run, Diagnosis):
-            report(run, _console(), 0)
+            report(run, _console(), 0, log)
     click.echo(f"\nLook at both: tensorboard --logdir {directory}\nJudge again:  stabkit analyze {directory}/*")
+
+
+def _print_page(run: Diagnosis, log: RunLog, left_out: int, alone: bool) -> None:
+    from stabkit.report.html import page
+
+    if not alone:
+        raise UsageError(f"a page is about one run, and {run.path} is a second one. Write each: stabkit report PATH -o FILE")
+    click.echo(page(log, run, left_out), nl=False)
 
 
 def _console() -> Console:
@@ -251,18 +270,19 @@ def _columns(mapping: Words) -> dict[str, str]:
 
 def _judge(
     path: str, attempt: int | None, rules: tuple[Analyzer, ...], columns: Mapping[str, str] | None = None
-) -> tuple[Diagnosis | Unreadable, int]:
-    """The diagnosis of a run, or why there is none and the exit code for that: one path must not stop the others."""
+) -> tuple[Diagnosis | Unreadable, RunLog | None, int]:
+    """A diagnosis and its run, or why there is none and the exit code for that: one path must not stop the others."""
     from stabkit.analyzers import analyze as judge
     from stabkit.report.json import Unreadable
     from stabkit.sources import load
 
     try:
-        return judge(load(path, attempt, columns), rules), 0
+        run = load(path, attempt, columns)
+        return judge(run, rules), run, 0
     except Exception as error:
         message = _told(error, path)
         _complain(message)
-        return Unreadable(path, message), 2 if isinstance(error, UsageError) else 3
+        return Unreadable(path, message), None, 2 if isinstance(error, UsageError) else 3
 
 
 def _code(run: Diagnosis, threshold: Severity, required: Words) -> int:

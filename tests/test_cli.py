@@ -81,7 +81,7 @@ def test_the_surface_is_frozen() -> None:
         "rules": [],
     }
     choices = {p.name: list(p.type.choices) for p in commands.commands["analyze"].params if isinstance(p.type, click.Choice)}
-    assert choices == {"format": ["text", "json"], "fail_on": ["info", "warning", "error"]}
+    assert choices == {"format": ["text", "json", "html", "github", "sarif"], "fail_on": ["info", "warning", "error"]}
 
 
 def test_help_imports_nothing_heavy(root: Path) -> None:

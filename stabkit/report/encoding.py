@@ -9,6 +9,7 @@ import sys
 __all__ = ["speak_any_encoding"]
 
 _SPELLED = {"—": "-", "–": "-", "…": "...", "·": ".", "×": "x", "≥": ">=", "≤": "<=", "√": "sqrt", "β": "beta"}
+_SPELLED |= dict(zip("▁▂▃▄▅▆▇█■▲○", "_.,-~=+#E!i", strict=True))  # sparklines: a character for a character
 
 
 def speak_any_encoding() -> None:

@@ -18,14 +18,14 @@ from stabkit.report.escape import data, markup
 from stabkit.report.figures import figures
 from stabkit.report.info import extent, facts, kind, marks
 from stabkit.report.movers import AFTER, LEAD, LIMIT, PAST, Mover, movers
+from stabkit.report.sparkline import SIGN
 from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
-from stabkit.report.words import count, listed, number, share
+from stabkit.report.words import count, listed, number, share, shortened
 from stabkit.runlog import RunLog
 
 __all__ = ["page"]
 
 _SCRIPTS = ("chart.js", "heatmap.js", "page.js")
-_SIGN = {Severity.ERROR: "■", Severity.WARNING: "▲", Severity.INFO: "○"}
 _EVIDENCE_SHOWN, _TENSORS_SHOWN, _MOVERS_SHOWN, _REPEATED = 12, 6, 12, 20
 
 
@@ -56,7 +56,7 @@ def page(run: RunLog, diagnosis: Diagnosis, left_out: int = 0) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{markup(policy)}">\n',
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
         '<meta name="color-scheme" content="light dark">\n<meta name="generator" content="stabkit">\n',
-        f"<title>{markup(_shortened(name))} · stabkit</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n",
+        f"<title>{markup(shortened(name, 120))} · stabkit</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n",
         *sections,
         "</main>\n",
         f'<script type="application/json" id="figures">{data(drawn)}</script>\n',
@@ -73,13 +73,9 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _shortened(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
-
-
 def _name(text: str) -> str:
     """A tensor's name: cut in the middle where it is very long, whole in its title."""
-    short = _shortened(text)
+    short = shortened(text, 120)
     title = f' title="{markup(text)}"' if short != text else ""
     return f"<code{title}>{markup(short)}</code>"
 
@@ -93,7 +89,7 @@ def _notice() -> str:
 
 
 def _severity(severity: Severity) -> str:
-    return f'<span class="severity {severity}"><span aria-hidden="true">{_SIGN[severity]}</span> {severity}</span>'
+    return f'<span class="severity {severity}"><span aria-hidden="true">{SIGN[severity]}</span> {severity}</span>'
 
 
 def _verdict(diagnosis: Diagnosis, left_out: int) -> str:
@@ -294,9 +290,9 @@ def _facts(run: RunLog, diagnosis: Diagnosis) -> str:
         told[label] = ", ".join(part for part in (kind(seen), size) if part)
     if run.attempts > 1:
         told["attempt"] = f"{run.attempt} of {run.attempts}, counted from 0"
-    rows = "".join(f"<dt>{markup(label)}</dt><dd>{markup(_shortened(text, 2000))}</dd>" for label, text in told.items())
+    rows = "".join(f"<dt>{markup(label)}</dt><dd>{markup(shortened(text, 2000))}</dd>" for label, text in told.items())
     lists = "".join(
-        f"<h3>{title}</h3><ul>{''.join(f'<li>{markup(_shortened(item, 2000))}</li>' for item in items)}</ul>"
+        f"<h3>{title}</h3><ul>{''.join(f'<li>{markup(shortened(item, 2000))}</li>' for item in items)}</ul>"
         for title, items in (("Marks", marks(run)), ("Notes on the log", list(diagnosis.notes)))
         if items
     )

@@ -40,7 +40,7 @@ from typing import Any
 
 from stabkit.finding import Diagnosis, Finding, Outcome
 
-__all__ = ["SCHEMA", "Unreadable", "document", "line", "render"]
+__all__ = ["SCHEMA", "Unreadable", "document", "encodable", "finding_as_data", "line", "render"]
 
 SCHEMA = 1
 
@@ -55,14 +55,14 @@ class Unreadable:
 
 def render(runs: Iterable[Diagnosis | Unreadable]) -> str:
     """The document as text, without a newline at its end."""
-    text = json.dumps(_encodable(document(runs)), indent=2, allow_nan=False)
+    text = json.dumps(encodable(document(runs)), indent=2, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is
 
 
 def line(diagnosis: Diagnosis, finding: Finding) -> str:
     """One finding of a run that is going on, as a document in one line, without a newline at its end."""
     about = {"schema": SCHEMA, "path": diagnosis.path, "steps": diagnosis.steps, "rule": finding.rule, "name": finding.name}
-    return json.dumps(_encodable(about | _finding(finding)), allow_nan=False).replace("\x7f", "\\u007f")
+    return json.dumps(encodable(about | finding_as_data(finding)), allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def document(runs: Iterable[Diagnosis | Unreadable]) -> dict[str, Any]:
@@ -87,11 +87,12 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "status": str(outcome.status),
         "reason": outcome.reason,
         "occasion": outcome.occasion,
-        "findings": [_finding(finding) for finding in outcome.findings],
+        "findings": [finding_as_data(finding) for finding in outcome.findings],
     }
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def finding_as_data(finding: Finding) -> dict[str, Any]:
+    """A FINDING as plain data."""
     return {
         "severity": str(finding.severity),
         "message": finding.message,
@@ -106,19 +107,19 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "remedy": dict(finding.remedy),
         "confidence": finding.confidence and list(finding.confidence),
         "batches": {str(step): list(names) for step, names in finding.batches.items()},
-        "consequences": [{"rule": c.rule, "name": c.name, **_finding(c)} for c in finding.consequences],
+        "consequences": [{"rule": c.rule, "name": c.name, **finding_as_data(c)} for c in finding.consequences],
     }
 
 
-def _encodable(value: Any) -> Any:
+def encodable(value: Any) -> Any:
     """The value with what JSON cannot hold written as strings: numbers that are not finite, and half characters."""
     if isinstance(value, dict):
-        return {key: _encodable(item) for key, item in value.items()}
+        return {key: encodable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encodable(item) for item in value]
+        return [encodable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, str):  # half a character (from a file name that is not UTF-8) is refused by strict readers
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     # A rule may hand out NumPy's numbers, which json refuses.
-    return _encodable(value.item()) if hasattr(value, "item") else value
+    return encodable(value.item()) if hasattr(value, "item") else value

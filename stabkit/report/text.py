@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from stabkit.finding import Diagnosis, Finding, Severity, Status
+from stabkit.report.sparkline import sparkline
 from stabkit.report.terminal import columns, hang, heading, show
 from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
-from stabkit.report.words import count, listed, number, printable, share
+from stabkit.report.words import count, listed, number, printable, share, shortened
+from stabkit.runlog import RunLog
 
 __all__ = ["report", "show_finding", "summary", "tally"]
 
@@ -24,16 +26,19 @@ _LABEL = 11
 _FINDINGS_SHOWN, _EVIDENCE_SHOWN, _CONSEQUENCES_SHOWN, _TENSORS_SHOWN = 3, 8, 3, 4
 
 
-def report(diagnosis: Diagnosis, console: Console, left_out: int = 0) -> None:
+def report(diagnosis: Diagnosis, console: Console, left_out: int = 0, run: RunLog | None = None) -> None:
     """Print a diagnosis.
 
     Args:
         diagnosis: What to print.
         console: Where to.
         left_out: How many rules of the catalogue were not asked, for the summary of a clear run.
+        run: The run itself, for a sparkline of its loss; None leaves that out.
     """
     # A terminal breaks a long line by itself; anything else (a file, grep) wants the summary in one piece.
     console.print(summary(diagnosis, left_out), soft_wrap=not console.is_terminal)
+    if run is not None:
+        sparkline(run, diagnosis.findings, console)
     by_rule: dict[str, list[Finding]] = {}
     for finding in diagnosis.findings:  # the worst first, and so are the rules
         by_rule.setdefault(finding.rule, []).append(finding)
@@ -57,7 +62,7 @@ def summary(diagnosis: Diagnosis, left_out: int = 0) -> Text:
         worst = diagnosis.findings[0]
         line.append(amounts(diagnosis.findings), _STYLE[worst.severity])
         line.append(f" in {steps} — {printable(worst.name)} at step {worst.first_step}")
-        return line.append(f" ({printable(worst.tensors[0])})" if worst.tensors else "")
+        return line.append(f" ({shortened(printable(worst.tensors[0]))})" if worst.tensors else "")
 
     able, asked = looked(diagnosis.outcomes)
     missed, others = asked - able, len({outcome.rule for outcome in diagnosis.outcomes}) - asked
@@ -100,7 +105,7 @@ def _finding(finding: Finding, console: Console, said: set[str]) -> None:
         _evidence(finding, console)
         console.print()
     if finding.tensors:
-        _labelled("where", listed([printable(name) for name in finding.tensors], _TENSORS_SHOWN), console)
+        _labelled("where", listed([shortened(printable(name)) for name in finding.tensors], _TENSORS_SHOWN), console)
     if finding.last_good_step is not None and finding.severity > Severity.INFO:  # information asks for no restart
         _labelled("restart", restart(finding.last_good_step), console)
     if finding.advice:
@@ -126,7 +131,7 @@ def _evidence(finding: Finding, console: Console) -> None:
         "step": ["" if item.step is None else str(item.step) for item in shown],
         "observed": [number(item.observed) for item in shown],
         "expected": [number(item.expected) for item in shown],
-        "tensor": ["" if known_from_above else printable(item.tensor or "") for item in shown],
+        "tensor": ["" if known_from_above else shortened(printable(item.tensor or "")) for item in shown],
         "note": [printable(item.note) for item in shown],
     }
     filled = {title: column for title, column in cells.items() if any(column)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["count", "duration", "listed", "number", "printable", "share", "size", "span"]
+__all__ = ["count", "duration", "listed", "number", "printable", "share", "shortened", "size", "span"]
 
 
 def printable(text: str) -> str:
@@ -17,6 +17,19 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(name: str, most: int = 60) -> str:
+    """A long name with its middle left out: the beginning says which part of the model, the end which tensor."""
+    if len(name) <= most:
+        return name
+    head, tail = name[: most // 2 - 1], name[-(most // 2) :]
+    # Cut at a dot where one is near, so that parts of the name stay whole.
+    if "." in head[most // 4 :]:
+        head = head[: head.rindex(".") + 1]
+    if "." in tail[: most // 4]:
+        tail = tail[tail.index(".") :]
+    return f"{head}…{tail}"
 
 
 def number(value: float | None) -> str:
