@@ -136,7 +136,10 @@ def analyze(
 
         last = go_along(paths[0], chosen, attempt, _console() if format == "text" else None, _complain, wait)
         click.get_current_context().exit(_code(last, threshold, required) if last else 3)
-    for path in _each(paths, columns):
+    found = list(_each(paths, columns))
+    if format == "html" and len(found) > 1:
+        raise click.UsageError(f"a page is about one run, not {len(found)}. Write each: stabkit report PATH -o FILE")
+    for path in found:
         run, log, failure = _judge(path, attempt, chosen, columns)
         if isinstance(run, Diagnosis):
             failure = _code(run, threshold, required)
@@ -144,7 +147,7 @@ def analyze(
                 click.echo("\n" if runs else "", nl=False)
                 report(run, _console(), left_out, log)
             elif format == "html" and log is not None:
-                _print_page(run, log, left_out, alone=not runs)
+                click.echo(import_module("stabkit.report.html").page(log, run, left_out), nl=False)
         runs.append(run)
         code = max(code, failure)
     if format in ("json", "github", "sarif"):
@@ -233,14 +236,6 @@ def demo(directory: Path, steps: int, seed: int) -> None:
         if isinstance(run, Diagnosis):
             report(run, _console(), 0, log)
     click.echo(f"\nLook at both: tensorboard --logdir {directory}\nJudge again:  stabkit analyze {directory}/*")
-
-
-def _print_page(run: Diagnosis, log: RunLog, left_out: int, alone: bool) -> None:
-    from stabkit.report.html import page
-
-    if not alone:
-        raise UsageError(f"a page is about one run, and {run.path} is a second one. Write each: stabkit report PATH -o FILE")
-    click.echo(page(log, run, left_out), nl=False)
 
 
 def _console() -> Console:

@@ -14,7 +14,7 @@ from stabkit.report.words import printable
 
 __all__ = ["data", "markup"]
 
-_IN_SCRIPTS = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\x7f": "\\u007f"}
+_IN_SCRIPTS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\x7f": "\\u007f"})
 
 
 def markup(text: object) -> str:
@@ -28,7 +28,7 @@ def data(value: Any) -> str:
     A number that is not finite becomes "nan", "inf" or "-inf"; every text is made printable.
     """
     text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
-    return text.translate(str.maketrans(_IN_SCRIPTS))
+    return text.translate(_IN_SCRIPTS)
 
 
 def _plain(value: Any) -> Any:

@@ -162,7 +162,7 @@ def _findings(findings: Sequence[Finding]) -> str:
     if not findings:
         return ""
     seen: dict[str, int] = {}
-    cards, more = [], {}
+    cards, more = [], dict[str, list[str]]()
     for place, finding in enumerate(findings, 1):
         seen[finding.rule] = seen.get(finding.rule, 0) + 1
         if seen[finding.rule] <= _REPEATED:

@@ -100,10 +100,16 @@ def _leavers(run: RunLog, metric: str, start: int) -> list[Mover]:
     found: list[Mover] = []
     for column in np.flatnonzero(left.any(axis=0)):
         row = int(np.argmax(left[:, column]))
-        where: dict[str, Any] = {"tensor": table.tensors[column], "step": int(table.steps[row]), "metric": metric}
-        usual, value = float(10 ** level[column]), float(table.values[row, column])
-        about = {"label": QUANTITIES[metric], "deviation": float(deviation[row, column]), "value": value, "usual": usual}
-        found.append(Mover(**where, **about))
+        mover = Mover(
+            tensor=table.tensors[column],
+            step=int(table.steps[row]),
+            metric=metric,
+            label=QUANTITIES[metric],
+            deviation=float(deviation[row, column]),
+            value=float(table.values[row, column]),
+            usual=float(10 ** level[column]),
+        )
+        found.append(mover)
     return found
 
 

@@ -28,7 +28,7 @@ def shortened(name: str, most: int = 60) -> str:
     if "." in head[most // 4 :]:
         head = head[: head.rindex(".") + 1]
     if "." in tail[: most // 4]:
-        tail = tail[tail.index(".") :]
+        tail = tail[tail.index(".") + 1 :]
     return f"{head}…{tail}"
 
 
