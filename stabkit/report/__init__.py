@@ -1,1 +1,1 @@
-"""Diagnosis to something to look at: one file per medium. Rendering only; nothing is computed here."""
+"""Diagnosis to something to look at: one file per medium. Rendering only; no verdict is made here."""

@@ -22,7 +22,7 @@ BROKEN = "×"
 SIGN = {Severity.ERROR: "■", Severity.WARNING: "▲", Severity.INFO: "○"}
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold cyan"}
 _WIDEST, _LEAST = 72, 8
-_DECADES = 1.5
+_DECADES = 0.5
 
 
 def places(steps: Rows, width: int) -> Rows:
@@ -40,7 +40,7 @@ def course(steps: Rows, values: Array, width: int) -> str:
         width: How many characters, at most the number of steps between the first and the last.
 
     Returns:
-        Bars of eight heights, by the logarithm where the values span more than one and a half decades; BROKEN where a stretch
+        Bars of eight heights, by the logarithm where they span more than half a decade; BROKEN where a stretch
         holds what is not a number, a blank where it holds no step.
     """
     column, finite = places(steps, width), np.isfinite(values)

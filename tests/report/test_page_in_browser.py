@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from html_page import long_run
 from test_html_report import HOSTILE, renamed, verdict
 
 from stabkit.analyzers import analyze
+from stabkit.finding import Evidence, Status
 from stabkit.report.html import page
-from stabkit.runlog import RunLog
+from stabkit.runlog import RunLog, TensorInfo
 from tests.browser import Browser
 from tests.cases import load_case
 
@@ -152,4 +155,42 @@ def test_300_tensors_open_at_once(browser: Browser, tmp_path: Path) -> None:
     opened = browser.run("const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd - t.startTime;")
     assert opened < 5000
     print(f"opened in {opened:.0f} ms, unfolded in {took:.0f} ms")
+    assert complaints(browser) == []
+
+
+def odd_runs() -> dict[str, RunLog]:
+    """Logs at the edge of what there can be."""
+    tensors = (TensorInfo("a.weight", (2, 2)), TensorInfo("b", (3,)))
+    nan = np.full((3, 2), np.nan)
+    columns = {"grad_sumsq": np.ones((3, 2)), "update_sumsq": np.zeros((3, 2)), "weight_sumsq": np.zeros((3, 2))}
+    steps, loss = [1, 2, 3], {"loss": [1.0, 2.0, 3.0]}
+    broken = {"loss": [np.nan] * 3, "loss_reduction": [1.0] * 3}
+    two = RunLog.from_arrays(steps, loss, tensors, columns)
+    other = RunLog.from_arrays([1, 500, 100_000], loss, tensors[:1], {"grad_sumsq": np.array([[1.0], [np.inf], [0.0]])})
+    return {
+        "one step": RunLog.from_arrays([1], {"loss": [1.0]}, tensors, {"grad_sumsq": np.ones((1, 2))}),
+        "no step": RunLog.from_arrays([], {}, tensors),
+        "nan only": RunLog.from_arrays(steps, broken, tensors, {"grad_sumsq": nan}),
+        "constants and zeros": two,
+        "infinite loss": RunLog.from_arrays(steps, {"loss": [1.0, np.inf, 1e300]}),
+        "far apart": RunLog.from_arrays([5, 10**6, 10**9], loss, tensors, columns),
+        "two optimizers": replace(two, streams=(*two.streams, *other.streams)),
+    }
+
+
+@pytest.mark.parametrize("name", odd_runs())
+def test_an_odd_log_gets_a_page_without_complaints(browser: Browser, tmp_path: Path, name: str, request: Any) -> None:
+    make = request.getfixturevalue("make")
+    found = make.finding(first_step=1, last_step=3, tensors=("b",), evidence=(Evidence(metric="loss", observed=1.0, step=1),))
+    diagnosis = make.diagnosis(make.outcome("SK201", "loss-spike", Status.FOUND, "", found))
+    show(browser, odd_runs()[name], tmp_path, diagnosis)
+    for select in ("map-optimizer", "map-scale", "map-quantity"):
+        browser.run(f"""
+            const select = document.getElementById("{select}");
+            for (const option of select ? select.options : []) {{
+              select.value = option.value; select.dispatchEvent(new Event("change"));
+            }}
+        """)
+    drawn = browser.run("return [...document.querySelectorAll('svg *')].flatMap((e) => [...e.attributes].map((a) => a.value));")
+    assert not [value for value in drawn if "NaN" in value or "Infinity" in value]
     assert complaints(browser) == []
