@@ -40,8 +40,8 @@ def course(steps: Rows, values: Array, width: int) -> str:
         width: How many characters, at most the number of steps between the first and the last.
 
     Returns:
-        Bars of eight heights, by the logarithm where they span more than half a decade; BROKEN where a stretch
-        holds what is not a number, a blank where it holds no step.
+        Bars of eight heights, by the logarithm where they span more than half a decade; BROKEN where a stretch holds what
+        is not a number, a blank where it holds no step.
     """
     column, finite = places(steps, width), np.isfinite(values)
     highest = np.full(width, -np.inf)
