@@ -12,63 +12,31 @@ a command needs it, so that --help answers at once.
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from stabkit import __version__
+from stabkit.cli.choice import Words, chosen, pages, similar
+from stabkit.cli.exits import Commands, complain, run_as_program, told
 from stabkit.errors import StabkitError, UsageError
 from stabkit.finding import Diagnosis, Severity, Status
-from stabkit.report.encoding import speak_any_encoding
-from stabkit.report.words import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from stabkit.analyzers import Analyzer
     from stabkit.report.json import Unreadable
-    from stabkit.report.pages import RulePage
     from stabkit.runlog import RunLog
 
 __all__ = ["commands", "main"]
 
-Words = tuple[str, ...]
 
-
-class _Refused(click.ClickException):
-    """An error as a user meets it: one line, an exit code, no traceback."""
-
-    exit_code = 3
-
-    def show(self, file: Any = None) -> None:
-        _complain(self.message)
-
-
-class _Misused(_Refused):
-    """An error of the user's."""
-
-    exit_code = 2
-
-
-class _Commands(click.Group):
-    """Commands that may raise whatever the library raises."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise
-        except Exception as error:
-            raise (_Misused if isinstance(error, UsageError) else _Refused)(_told(error)) from error
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stabkit")
 def commands() -> None:
     """Tells why a PyTorch training run becomes unstable: which tensor, which step, and what to change."""
@@ -122,7 +90,7 @@ def analyze(
     """
     from stabkit.report.text import report, tally
 
-    chosen, required, left_out = _choice(**rules)
+    asked, required, left_out = chosen(**rules)
     threshold = Severity[fail_on.upper()]
     runs: list[Diagnosis | Unreadable] = []
     columns = _columns(mapping)
@@ -134,13 +102,13 @@ def analyze(
     if follow:
         from stabkit.live.terminal import follow as go_along
 
-        last = go_along(paths[0], chosen, attempt, _console() if format == "text" else None, _complain, wait)
+        last = go_along(paths[0], asked, attempt, _console() if format == "text" else None, complain, wait)
         click.get_current_context().exit(_code(last, threshold, required) if last else 3)
     found = list(_each(paths, columns))
     if format == "html" and len(found) > 1:
         raise click.UsageError(f"a page is about one run, not {len(found)}. Write each: stabkit report PATH -o FILE")
     for path in found:
-        run, log, failure = _judge(path, attempt, chosen, columns)
+        run, log, failure = _judge(path, attempt, asked, columns)
         if isinstance(run, Diagnosis):
             failure = _code(run, threshold, required)
             if format == "text":
@@ -173,9 +141,9 @@ def report(path: str, output: str, select: Words, ignore: Words, attempt: int | 
     from stabkit.report.html import page
     from stabkit.sources import load
 
-    chosen, _, left_out = _choice(select, ignore, ())
+    asked, _, left_out = chosen(select, ignore, ())
     run = load(path, attempt, _columns(mapping))
-    text = page(run, judge(run, chosen), left_out)
+    text = page(run, judge(run, asked), left_out)
     with click.open_file(output, "w", encoding="utf-8", atomic=True) as file:
         file.write(text)
     if output != "-":
@@ -187,7 +155,7 @@ def rules() -> None:
     """List all rules."""
     from stabkit.report.pages import catalogue
 
-    catalogue(_pages(), _console())
+    catalogue(pages(), _console())
 
 
 @commands.command()
@@ -196,11 +164,11 @@ def explain(rule: str) -> None:
     """Show the page of a rule, given its code or its name."""
     from stabkit.report.pages import page
 
-    pages = _pages()
-    meant = [p for p in pages if rule.lower() in (p.code.lower(), p.name)]
+    known = pages()
+    meant = [p for p in known if rule.lower() in (p.code.lower(), p.name)]
     if not meant:
-        similar = _similar(rule, {p.code: p.name for p in pages})
-        raise UsageError(f"there is no rule {rule}{similar}. List them all with: stabkit rules")
+        near = similar(rule, {p.code: p.name for p in known})
+        raise UsageError(f"there is no rule {rule}{near}. List them all with: stabkit rules")
     page(meant[0], _console())
 
 
@@ -275,8 +243,8 @@ def _judge(
         run = load(path, attempt, columns)
         return judge(run, rules), run, 0
     except Exception as error:
-        message = _told(error, path)
-        _complain(message)
+        message = told(error, path)
+        complain(message)
         return Unreadable(path, message), None, 2 if isinstance(error, UsageError) else 3
 
 
@@ -284,109 +252,10 @@ def _code(run: Diagnosis, threshold: Severity, required: Words) -> int:
     """The exit code of a diagnosis; tells which required rules could not look."""
     for outcome in run.outcomes:
         if outcome.rule in required and outcome.status in (Status.NOT_APPLICABLE, Status.FAILED):
-            _complain(f"{run.path}: {outcome.rule} {outcome.name} is required and could not look: {outcome.reason}")
+            complain(f"{run.path}: {outcome.rule} {outcome.name} is required and could not look: {outcome.reason}")
     return run.exit_code_for(threshold, required) if run.steps else 3
-
-
-def _choice(select: Words, ignore: Words, require: Words) -> tuple[tuple[Analyzer, ...], Words, int]:
-    """The rules to ask, the codes of those that must be able to look, and how many are left out."""
-    from stabkit.analyzers import ANALYZERS
-
-    wanted = _codes("--select", select) if select else {analyzer.rule.code for analyzer in ANALYZERS}
-    wanted -= _codes("--ignore", ignore)
-    required = _codes("--require", require)
-    if not wanted:
-        raise click.UsageError("--select and --ignore leave no rule to ask")
-    if contradictory := ", ".join(sorted(required - wanted)):
-        raise click.UsageError(f"--require names what --select or --ignore leave out: {contradictory}")
-    chosen = tuple(analyzer for analyzer in ANALYZERS if analyzer.rule.code in wanted)
-    return chosen, tuple(sorted(required)), len(ANALYZERS) - len(chosen)
-
-
-def _codes(option: str, values: Words) -> set[str]:
-    """The codes meant by codes, names and families (SK1, also written SK1xx) in comma separated lists."""
-    from stabkit.analyzers import ANALYZERS
-
-    known = {analyzer.rule.code: analyzer.rule.name for analyzer in ANALYZERS}
-    chosen: set[str] = set()
-    for word in (word.strip() for value in values for word in value.split(",")):
-        family = word.upper().rstrip("X")
-        meant = {code for code in known if family.startswith("SK") and code.startswith(family)}
-        meant |= {code for code, name in known.items() if name == word.lower()}
-        if not meant:
-            rules = ", ".join(f"{code} {name}" for code, name in known.items())
-            similar = _similar(word, known)
-            raise click.BadParameter(f"there is no rule {word!r}{similar}. Known are {rules}", param_hint=option)
-        chosen |= meant
-    return chosen
-
-
-def _similar(word: str, known: dict[str, str]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(word.upper(), known, cutoff=0.7)
-    near += get_close_matches(word.lower(), known.values(), cutoff=0.5)
-    return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
-
-
-def _pages() -> list[RulePage]:
-    from stabkit.analyzers import ANALYZERS
-    from stabkit.report.pages import RulePage
-
-    def page(analyzer: Analyzer) -> RulePage:
-        known = {name: getattr(analyzer.rule, name) for name in ("code", "name", "severity", "min_steps", "since")}
-        needs = tuple(name if scope == "step" else f"{name} per {scope}" for name, scope in analyzer.rule.requires)
-        return RulePage(**known, requires=needs, docstring=sys.modules[type(analyzer).__module__].__doc__ or "")
-
-    return [page(analyzer) for analyzer in ANALYZERS]
-
-
-def _told(error: Exception, path: str = "") -> str:
-    """What to tell of an error: a sentence of ours, the system's, or that it should not have happened."""
-    if isinstance(error, StabkitError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or path or 'the output'}: {error.strerror or error}"
-    if sys.flags.dev_mode:  # somebody wants to see where
-        raise error
-    what = f"a fault of stabkit itself ({type(error).__name__}: {error})"
-    return f"{path}: {what}. Please report it, with what `python -X dev -m stabkit ...` prints".removeprefix(": ")
-
-
-def _complain(message: str) -> None:
-    sys.stdout.flush()  # so that both stay in order where they go to the same file
-    click.echo(f"stabkit: {printable(message)}", err=True)
 
 
 def main() -> NoReturn:
     """The console script."""
-    speak_any_encoding()
-    stdout = sys.stdout
-    if not sys.warnoptions:  # NumPy's remarks on what a log holds are no news to the reader of a report
-        warnings.simplefilter("ignore")
-    try:
-        code = _run()
-        sys.stdout.flush()  # here, where a closed pipe can still be answered
-    except (BrokenPipeError, SystemExit):  # click answers a closed pipe with SystemExit; nothing else in here exits
-        _abandon(stdout)
-        code = 141
-    except OSError as error:  # a full disk
-        _abandon(stdout)
-        _complain(_told(error))
-        code = 3
-    sys.exit(code)
-
-
-def _run() -> int:
-    try:
-        return int(commands.main(prog_name="stabkit", standalone_mode=False) or 0)
-    except click.Abort:
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-
-
-def _abandon(stdout: TextIO) -> None:
-    """Send what is left in the buffer nowhere, so that Python does not complain of it again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+    run_as_program(commands)
