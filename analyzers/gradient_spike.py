@@ -26,7 +26,8 @@ import numpy as np
 
 from stabkit.analyzers.base import Rule, Thresholds, found
 from stabkit.analyzers.norms import gradient_norm, usual_clip
-from stabkit.analyzers.series import episodes, known_max, known_median, lasts, log_of, trailing_level
+from stabkit.analyzers.series import known_max, known_median, lasts, log_of, previous, trailing_level
+from stabkit.analyzers.usual import spikes, unusual
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Series
@@ -53,7 +54,7 @@ class GradientSpikeThresholds(Thresholds):
     absorbed: float = 2.0
     """Used norm over its recent level up to which clipping absorbed the spike."""
     gap: int = 30
-    """Steps between two spikes up to which they are one."""
+    """Records between two spikes up to which they are one, unless the norm stayed up between them."""
 
 
 class GradientSpike:
@@ -69,7 +70,9 @@ class GradientSpike:
         limits = self.thresholds
         norm = gradient_norm(run, limits.least)
         trailing = trailing_level(log_of(norm.values), limits.window, limits.score, limits.floor, limits.least)
-        for first, last in episodes(trailing.score > limits.score, limits.gap, norm.steps):
+        with np.errstate(invalid="ignore"):
+            out, up = trailing.score > limits.score, trailing.score > limits.score / 2
+        for first, last in spikes(unusual(trailing.excess, out), up, limits.gap):
             yield self._finding(run, norm, np.exp(trailing.level), trailing.score, first, last)
 
     def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
@@ -88,7 +91,7 @@ class GradientSpike:
             first_step=step,
             last_step=int(norm.steps[last]),
             event_step=int(norm.steps[peak]),
-            last_good_step=step - 1,
+            last_good_step=previous(norm.steps, first),
             state=State.ONGOING if lasts(last, len(norm.steps)) else State.RECOVERED,
             tensors=tensors,
             evidence=(
