@@ -43,10 +43,12 @@ class LossLevel:
 def loss_level(run: RunLog, limit: float) -> LossLevel:
     """The loss of a run against its own recent past.
 
-    It is scored by its logarithm. From the first value on that is zero or negative (a density, a reward) the loss itself is.
+    Records without a loss are left out: a log may have other quantities more often. It is scored by its logarithm. From the
+    first value on that is zero or negative (a density, a reward) the loss itself is.
     """
     series = run.series("loss")
-    values = series.values
+    known = ~np.isnan(series.values)
+    steps, values = series.steps[known], series.values[known]
     with np.errstate(invalid="ignore"):
         logarithmic = ~np.logical_or.accumulate(np.isfinite(values) & (values <= 0))
     by_log = trailing_level(log_of(values), WINDOW, limit, FLOOR, LEAST)
@@ -56,7 +58,7 @@ def loss_level(run: RunLog, limit: float) -> LossLevel:
         plain = trailing_level(values, WINDOW, limit, FLOOR * float(np.median(np.abs(first))), LEAST)
         level, score = np.where(logarithmic, level, plain.level), np.where(logarithmic, score, plain.score)
         news = np.where(logarithmic, news, _unusual(plain, limit))
-    return LossLevel(series.steps, values, level, score, logarithmic, news)
+    return LossLevel(steps, values, level, score, logarithmic, news)
 
 
 def _unusual(trailing: TrailingLevel, limit: float) -> Flags:

@@ -3,17 +3,18 @@
 What it reports:    A loss far above its own recent level.
 Why it matters:     The optimizer took a step it could not afford, or met data it did not expect. Repeated spikes often
                     come before divergence, and each costs the steps it takes to return.
-How it decides:     Robust z-score of log(loss) (of the loss itself from its first value on that is not positive) above 6,
-                    and at least 5 % above its recent level: the median of the latest third of the last 100 finite values,
-                    the spread taken around their own trend. Outliers stay out of the baseline. What recurs is how the run
-                    is: the rise (in log) must be twice the third highest of the earlier rises in the last 500 records, so
-                    of spikes that come again and again the first three are told; or three records in a row stand out
-                    where at most one in 20 begins such a run. A spike is over after 30 records in a row with a z-score
-                    below 3. Windows count records, one per step or not. The first 20 have no baseline and are not judged,
-                    nor is a loss after 100 zeros: there is no noise to measure against. Of several ranks, each measured by
-                    its own past, one is named where the others rose less than 15 % as much in log, or 1 % in the loss.
-Known false alarms: A change of the data mix, an epoch boundary. Batches far harder than the others: up to three times, less
-                    often than once in 170 records every time. Tails heavier than exponential.
+How it decides:     Robust z-score of log(loss) (of the loss itself from its first value on that is not positive)
+                    above 6, and at least 5 % above its recent level: the median of the latest third of the last 100
+                    finite values, the spread taken around their own trend. Outliers stay out of the baseline. What
+                    recurs is how the run is: the rise (in log) must be twice the third highest of the earlier rises
+                    in the last 500 records, so of spikes that come again and again the first three are told; or three
+                    records in a row stand out where at most one in 20 begins such a run. Two spikes are one up to 30
+                    records apart, or where the z-score was above 3 in most records between them. Windows count
+                    records, one per step or not. The first 20 have no baseline and are not judged, nor is a loss
+                    after 100 zeros: there is no noise to measure against. Of several ranks, each measured by its own
+                    past, one is named where the others rose less than 15 % as much in log, or 1 % in the loss.
+Known false alarms: A change of the data mix, an epoch boundary. Batches far harder than the others: up to three
+                    times, less often than once in 170 records every time. Tails heavier than exponential.
 What to try:        Look at the batches of the steps named. Clip the gradient norm; lower beta2 (0.95 is usual for
                     language models) or the peak rate.
 References:         Robust z-score with window 100 and limit 6 on logs: 6 healthy runs of 130M-1.2B parameters stayed
@@ -92,7 +93,8 @@ class LossSpike:
                          note="on log(loss)" if loss.logarithmic[first] else "on the loss"),
                 *own,
             ),
-            advice=_look_at(good, step, batch) + " If such batches are to stay: clip the gradient norm, or lower beta2 or the rate.",
+            advice=_look_at(good, step, batch)
+            + " If such batches are to stay: clip the gradient norm, or lower beta2 or the rate.",
         )  # fmt: skip
 
 

@@ -207,7 +207,7 @@ def episodes(flags: Flags, gap: int = 0, steps: Indices | None = None) -> list[t
 
 
 def previous(steps: Indices, row: int) -> int:
-    """The step recorded before a row: logs may have one in ten, or in five hundred. One less than the first where it is that."""
+    """The step recorded before a row: logs may have one in ten, or in 500. One less than the first for that."""
     return int(steps[row - 1]) if row else int(steps[0]) - 1
 
 

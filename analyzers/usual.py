@@ -61,7 +61,7 @@ def _lasting(out: Flags) -> Flags:
 
 
 def spikes(told: Flags, up: Flags, gap: int) -> list[tuple[int, int]]:
-    """(first, last) index of each spike: it begins where something is told, and is over once more than `gap` records are not up.
+    """(first, last) index of each spike. Two things told are one where they lie close, or the series was mostly up in between.
 
     Args:
         told: [n] what is news.
@@ -70,14 +70,12 @@ def spikes(told: Flags, up: Flags, gap: int) -> list[tuple[int, int]]:
     """
     found: list[tuple[int, int]] = []
     for first, last in episodes(told):
-        if found and _stayed(up, found[-1][1], first, gap):
+        if found and _one(up[found[-1][1] + 1 : first], gap):
             found[-1] = (found[-1][0], last)
         else:
             found.append((first, last))
     return found
 
 
-def _stayed(up: Flags, last: int, first: int, gap: int) -> bool:
-    """Whether of the records between two indices never more than `gap` in a row were not up."""
-    rows = np.concatenate([[last], last + 1 + np.flatnonzero(up[last + 1 : first]), [first]])
-    return bool(np.diff(rows).max() - 1 <= gap)
+def _one(between: Flags, gap: int) -> bool:
+    return len(between) <= gap or bool(np.mean(between) > 0.5)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -335,10 +335,15 @@ def _pages() -> list[RulePage]:
 
     def page(analyzer: Analyzer) -> RulePage:
         known = {name: getattr(analyzer.rule, name) for name in ("code", "name", "severity", "min_steps", "since")}
-        needs = tuple(name if scope == "step" else f"{name} per {scope}" for name, scope in analyzer.rule.requires)
+        needs = _needs(analyzer.rule.requires)
+        needs += (" or ".join(_needs(analyzer.rule.any_of)),) if analyzer.rule.any_of else ()
         return RulePage(**known, requires=needs, docstring=sys.modules[type(analyzer).__module__].__doc__ or "")
 
     return [page(analyzer) for analyzer in ANALYZERS]
+
+
+def _needs(quantities: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(name if scope == "step" else f"{name} per {scope}" for name, scope in quantities)
 
 
 def _told(error: Exception, path: str = "") -> str:

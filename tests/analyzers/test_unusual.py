@@ -125,16 +125,9 @@ def test_spikes_against_a_loop(states: list[int], gap: int) -> None:
     told_, up = np.array(states, dtype=int) == 2, np.array(states, dtype=int) >= 1
     plain: list[list[int]] = []
     for i, state in enumerate(states):
-        if state == 2 and plain and max_quiet(states[plain[-1][1] : i + 1]) <= gap:
+        between = states[plain[-1][1] + 1 : i] if plain else []
+        if state == 2 and plain and (len(between) <= gap or 2 * sum(s >= 1 for s in between) > len(between)):
             plain[-1][1] = i
         elif state == 2:
             plain.append([i, i])
     assert spikes(told_, up, gap) == [tuple(pair) for pair in plain]
-
-
-def max_quiet(states: list[int]) -> int:
-    longest = now = 0
-    for state in states:
-        now = 0 if state else now + 1
-        longest = max(longest, now)
-    return longest
