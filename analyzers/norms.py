@@ -67,8 +67,9 @@ class BrokenNorm:
 def first_in_norm(run: RunLog) -> BrokenNorm | None:
     """The first global norm that was not finite in a log of another tool, those of skipped steps left out.
 
-    NaN counts where the log had a norm beside nine of ten losses so far, and ten in all: else it may stand for nothing logged. Where the loss
-    scale is known and the skips are not, a fall of the scale at this record or the next says that the step was skipped.
+    NaN counts where the log had a norm beside nine of ten losses so far, and ten in all; else it may stand for nothing
+    logged. Where the loss scale is known and the skips are not, a fall of the scale at this record or the next says that the
+    step was skipped.
     """
     if run.source == "stabkit" or not run.has("grad_norm"):
         return None

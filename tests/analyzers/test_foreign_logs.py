@@ -89,7 +89,7 @@ CLIMB = [0.21, 0.25, 0.22, 0.24, 0.95, 2.4, 16.0, 145.0, 960.0, 3.0, 0.3]
 def test_a_norm_that_climbs_from_record_to_record_is_told_of_a_few_records() -> None:
     finding = only(foreign(n=11, first=31_000, grad_norm=CLIMB), "SK203")
     assert (finding.first_step, finding.event_step, finding.last_good_step) == (31_006, 31_008, 31_005)
-    assert finding.message == "gradient norm rose from about 0.22 to 960 at step 31008"
+    assert finding.message == "gradient norm rose from about 0.24 to 960 at step 31008"
     assert not finding.remedy
 
 
@@ -143,7 +143,7 @@ def test_a_level_that_shifts_and_comes_back_is_none() -> None:
     assert judge(LossDivergence(), foreign(loss)).findings == ()
 
 
-@pytest.mark.parametrize("exponent", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("exponent", [0.2, 0.3, 0.5, 1.0])
 def test_weights_made_anew_descend_again_and_are_no_divergence(exponent: float) -> None:
     first = (np.arange(1000) + 1.0) ** -exponent
     loss = (1 + 9 * np.concatenate([first[:500], first[:500]])) * noise(1000)
