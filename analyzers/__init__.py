@@ -44,6 +44,7 @@ from stabkit.analyzers.scheduler_flattens_group_rates import SchedulerFlattensGr
 from stabkit.analyzers.scheduler_never_stepped import SchedulerNeverStepped
 from stabkit.analyzers.scheduler_runs_past_its_end import SchedulerRunsPastItsEnd
 from stabkit.analyzers.scheduler_steps_per_micro_batch import SchedulerStepsPerMicroBatch
+from stabkit.analyzers.series import spacing
 from stabkit.analyzers.stale_second_moment import StaleSecondMoment
 from stabkit.analyzers.step_going_backwards import StepGoingBackwards
 from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
@@ -121,10 +122,14 @@ def analyze(run: RunLog, analyzers: Iterable[Analyzer] = ANALYZERS) -> Diagnosis
     """
     chosen = tuple(analyzers)
     views = [run.optimizer(index) for index in range(len(run.streams))] or [replace(run, streams=(EMPTY,))]
-    per_view = [gather(name_batches(judge(analyzer, view), view) for analyzer in chosen) for view in views]
+    per_view = [_gathered(chosen, view) for view in views]
     steps = max((len(view.steps) for view in views), default=0)
     outcomes = tuple(outcomes[i] for i in range(len(chosen)) for outcomes in per_view)
     return Diagnosis(path=run.path, source=run.source, steps=steps, outcomes=outcomes, notes=run.notes)
+
+
+def _gathered(analyzers: tuple[Analyzer, ...], view: RunLog) -> tuple[Outcome, ...]:
+    return gather((name_batches(judge(analyzer, view), view) for analyzer in analyzers), spacing(view.steps))
 
 
 def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
@@ -140,6 +145,8 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
         return outcome(Status.NOT_APPLICABLE, "no step was recorded")
     try:
         missing = [METRICS[needed] for needed in rule.requires if not run.has(*needed)]
+        if rule.any_of and not any(run.has(*one) for one in rule.any_of):
+            missing += [METRICS[one] for one in rule.any_of]
         if missing:
             why = f"the log has no {'; no '.join(map(_missing, missing))}"
             without = run.source == "stabkit" and all(metric.occasional for metric in missing)

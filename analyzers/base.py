@@ -21,6 +21,7 @@ class Rule:
         name: The bad pattern, such as "missing-warmup".
         severity: The severity it usually finds.
         requires: The quantities it cannot do without, as (metric, scope).
+        any_of: Quantities of which it needs one; none where it needs no such.
         min_steps: The number of recorded steps below which it says nothing.
         since: The version it appeared in.
     """
@@ -29,6 +30,7 @@ class Rule:
     name: str
     severity: Severity
     requires: tuple[tuple[str, str], ...]
+    any_of: tuple[tuple[str, str], ...] = ()
     min_steps: int = 1
     since: str = "0.1"
 

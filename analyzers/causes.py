@@ -37,13 +37,17 @@ ROOTS = ("SK421", "SK101", "SK103", "SK102", "SK302", "SK508", "SK501", "SK504",
 """Causes that stand before the others: they say why, the others what."""
 
 WITHIN = 50
-"""Steps after the end of a cause within which what it explains can begin."""
+"""Records after the end of a cause within which what it explains can begin."""
 
 
-def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+def gather(outcomes: Iterable[Outcome], spacing: int = 1) -> tuple[Outcome, ...]:
     """The same outcomes with consequences moved inside the findings that explain them.
 
     An outcome whose findings all moved keeps its status and says where they went.
+
+    Args:
+        outcomes: Of all rules on one run.
+        spacing: Steps from one record to the next.
     """
     outcomes = tuple(outcomes)
     rank = {code: i for i, code in enumerate(EXPLAINS)}
@@ -56,19 +60,20 @@ def gather(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
         if id(cause) in taken:
             continue
         for other in everything:
-            if other is not cause and id(other) not in taken and id(other) not in inside and _follows(other, cause):
+            free = other is not cause and id(other) not in taken and id(other) not in inside
+            if free and _follows(other, cause, WITHIN * spacing):
                 inside.setdefault(id(cause), []).append(other)
                 taken[id(other)] = cause
     return tuple(_without(outcome, inside, taken) for outcome in outcomes)
 
 
-def _follows(other: Finding, cause: Finding) -> bool:
+def _follows(other: Finding, cause: Finding, within: int) -> bool:
     """Whether it can follow and began after the cause did, which is not when the cause could first be told."""
     if other.rule not in EXPLAINS[cause.rule]:
         return False
     if cause.severity == Severity.INFO < other.severity:  # what needs no action explains nothing that does
         return False
-    return _good(cause) < began(other) <= cause.last_step + WITHIN
+    return _good(cause) < began(other) <= cause.last_step + within
 
 
 def _good(finding: Finding) -> int:

@@ -3,13 +3,17 @@
 What it reports:    A global gradient norm far above its own recent level, before clipping.
 Why it matters:     Gradient spikes often come some steps before loss spikes; unclipped, one can undo hundreds of steps,
                     and Adam's moments carry it on for 50 to 200 more.
-How it decides:     Robust z-score of log(norm) above 8, against the last 100 finite values (level: median of their latest
-                    third; spread: MAD around their trend), with a floor of 0.1 on the spread: at least 2.2 times the
-                    recent level. Where clipping took the norm back to within twice the recent level of the used norm, it
-                    is information only. The tensor named first is the one whose own norm rose most over its own recent
-                    level. The first 20 steps are not judged; spikes up to 30 steps apart are one.
+How it decides:     Robust z-score of log(norm) above 8, against the last 100 finite values (level: median of their
+                    latest third; spread: MAD around their trend), with a floor of 0.1 on the spread: at least 2.2
+                    times the recent level. Where clipping took the norm back to within twice the recent level of the
+                    used norm, it is information only. The tensor named first is the one whose own norm rose most over
+                    its own recent level. Of what recurs the first three are told, as by SK201. Among the first 20
+                    records there is no level yet: there, of a log that begins in the midst of a run, only a climb is
+                    told, three records in a row or more that each lie 1.5 times above the one before, and in all 30
+                    times. Spikes up to 30 records apart are one. A log with one of the norms, before clipping or
+                    after it, is judged by that one; after clipping much is hidden.
 Known false alarms: Very small batches; rare long sequences; a loss that is summed rather than averaged over a varying
-                    batch.
+                    batch. Such are told up to three times.
 What to try:        Clip at the limit computed from the run's own recent norms (median + 3 robust standard deviations).
 References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for clipping by the run's own history; Huang et
                     al. 2025, arXiv 2501.06842 for the aftermath in the moments. 8 is
@@ -20,13 +24,15 @@ References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for cl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.climb import foot_of_climb, in_the_midst
 from stabkit.analyzers.norms import gradient_norm, usual_clip
-from stabkit.analyzers.series import episodes, known_max, known_median, lasts, log_of, trailing_level
+from stabkit.analyzers.series import known_max, known_median, lasts, log_of, previous, trailing_level
+from stabkit.analyzers.usual import spikes, unusual
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Series
@@ -34,7 +40,12 @@ from stabkit.runlog import RunLog, Series
 __all__ = ["RULE", "GradientSpike", "GradientSpikeThresholds"]
 
 RULE = Rule(
-    code="SK203", name="gradient-spike", severity=Severity.WARNING, requires=(("grad_norm_used", "step"),), min_steps=21
+    code="SK203",
+    name="gradient-spike",
+    severity=Severity.WARNING,
+    requires=(),
+    any_of=(("grad_norm", "step"), ("grad_norm_used", "step")),
+    min_steps=4,
 )
 
 
@@ -53,7 +64,7 @@ class GradientSpikeThresholds(Thresholds):
     absorbed: float = 2.0
     """Used norm over its recent level up to which clipping absorbed the spike."""
     gap: int = 30
-    """Steps between two spikes up to which they are one."""
+    """Records between two spikes up to which they are one, unless the norm stayed up between them."""
 
 
 class GradientSpike:
@@ -68,46 +79,69 @@ class GradientSpike:
         """One finding per spike."""
         limits = self.thresholds
         norm = gradient_norm(run, limits.least)
-        trailing = trailing_level(log_of(norm.values), limits.window, limits.score, limits.floor, limits.least)
-        for first, last in episodes(trailing.score > limits.score, limits.gap, norm.steps):
-            yield self._finding(run, norm, np.exp(trailing.level), trailing.score, first, last)
+        known = ~np.isnan(norm.values)
+        norm = replace(norm, steps=norm.steps[known], values=norm.values[known])
+        logs = log_of(norm.values)
+        trailing = trailing_level(logs, limits.window, limits.score, limits.floor, limits.least)
+        midst = in_the_midst(norm.steps, limits.least)
+        feet = foot_of_climb(logs[: limits.least if midst else 0])
+        climbs = np.append(feet >= 0, np.zeros(max(0, len(logs) - len(feet)), dtype=bool))
+        level = np.exp(trailing.level)
+        level[np.flatnonzero(climbs)] = norm.values[feet[feet >= 0]]
+        with np.errstate(invalid="ignore"):
+            out, up = trailing.score > limits.score, trailing.score > limits.score / 2
+        told = spikes(unusual(trailing.excess, out) | climbs, up, limits.gap)
+        if not told and len(logs) <= limits.least:
+            raise NotApplicable(f"{len(logs)} gradient norms, and no climb among them; needs {limits.least + 1}")
+        for first, last in told:
+            yield self._finding(run, norm, level, trailing.score, first, last)
 
     def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
         limits = self.thresholds
         during = norm.values[first : last + 1]
         step, peak = int(norm.steps[first]), first + int(np.argmax(np.where(np.isfinite(during), during, -np.inf)))
-        absorbed = self._absorbed(run, first, last)
-        clip = usual_clip(run, step, limits.window)
+        absorbed = self._absorbed(run, step, int(norm.steps[last]))
+        clipped = "clipped " if norm.metric == "grad_norm_used" and run.source != "stabkit" else ""
+        good, climbed = previous(norm.steps, first), bool(np.isnan(score[first]))
+        clip = None if climbed else usual_clip(run, step, limits.window)
+        scored = [Evidence(metric="gradient z-score", observed=float(score[first]), expected=limits.score, step=step)]
         tensors = first_movers(run, step, limits.window)
         return found(
             RULE,
             severity=Severity.INFO if absorbed else Severity.WARNING,
-            message=f"gradient norm rose from about {level[first]:.3g} to {norm.values[peak]:.3g} at step {norm.steps[peak]}"
+            message=f"{clipped}gradient norm rose from about {level[first]:.3g} to {norm.values[peak]:.3g} "
+            f"at step {norm.steps[peak]}"
             + ("; clipping absorbed it" if absorbed else "")
             + (f"; {tensors[0]} moved most" if tensors else ""),
             first_step=step,
             last_step=int(norm.steps[last]),
             event_step=int(norm.steps[peak]),
-            last_good_step=step - 1,
+            last_good_step=good,
             state=State.ONGOING if lasts(last, len(norm.steps)) else State.RECOVERED,
             tensors=tensors,
             evidence=(
                 Evidence(metric=norm.metric, observed=float(norm.values[first]), expected=float(level[first]), step=step,
-                         note="recent median"),
-                Evidence(metric="gradient z-score", observed=float(score[first]), expected=limits.score, step=step),
+                         note="where it began to climb" if climbed else "recent median"),
+                *scored[: 0 if climbed else 1],
             ),
             advice="Nothing, if it stays this rare: clipping multiplied it by "
-            f"{run.series('clip_coefficient').values[first]:.2g}." if absorbed
+            f"{_at(run, 'clip_coefficient', step):.2g}." if absorbed
+            else f"Look at the batches from step {good + 1} on, and at what the loss does next." if clip is None
             else f"Clip the gradient norm at {clip:.2g}, the run's own recent median plus 3 robust standard deviations.",
             remedy={} if absorbed or clip is None else {"clip_norm": clip},
         )  # fmt: skip
 
-    def _absorbed(self, run: RunLog, first: int, last: int) -> bool:
-        if not run.has("clip_coefficient") or np.isnan(run.series("clip_coefficient").values[first]):
+    def _absorbed(self, run: RunLog, begin: int, end: int) -> bool:
+        if not (run.has("clip_coefficient") and run.has("grad_norm_used")) or np.isnan(_at(run, "clip_coefficient", begin)):
             return False
+        first, last = np.searchsorted(run.steps, [begin, end]).tolist()
         used = run.series("grad_norm_used").values[:, None]
         before, during = used[max(0, first - self.thresholds.window) : first], used[first : last + 1]
         return bool(known_max(during)[0] <= self.thresholds.absorbed * known_median(before)[0])
+
+
+def _at(run: RunLog, metric: str, step: int) -> float:
+    return float(run.series(metric).values[np.searchsorted(run.steps, step)])
 
 
 def first_movers(run: RunLog, step: int, window: int, most: int = 5) -> tuple[str, ...]:

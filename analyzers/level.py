@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.series import Flags, Indices, log_of, trailing_level
+from stabkit.analyzers.series import Flags, Indices, TrailingLevel, log_of, trailing_level
+from stabkit.analyzers.usual import unusual
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
 
@@ -28,6 +29,7 @@ class LossLevel:
         level: float64 [n], recent median, outliers left out, in the loss's own unit.
         score: float64 [n], robust z-score; of log(loss) where `logarithmic`.
         logarithmic: bool [n], whether the loss has been positive so far.
+        unusual: bool [n], which of the values that pass the limit are no habit of the run.
     """
 
     steps: Indices
@@ -35,24 +37,33 @@ class LossLevel:
     level: Array
     score: Array
     logarithmic: Flags
+    unusual: Flags
 
 
 def loss_level(run: RunLog, limit: float) -> LossLevel:
     """The loss of a run against its own recent past.
 
-    It is scored by its logarithm. From the first value on that is zero or negative (a density, a reward) the loss itself is.
+    Records without a loss are left out: a log may have other quantities more often. It is scored by its logarithm. From the
+    first value on that is zero or negative (a density, a reward) the loss itself is.
     """
     series = run.series("loss")
-    values = series.values
+    known = ~np.isnan(series.values)
+    steps, values = series.steps[known], series.values[known]
     with np.errstate(invalid="ignore"):
         logarithmic = ~np.logical_or.accumulate(np.isfinite(values) & (values <= 0))
     by_log = trailing_level(log_of(values), WINDOW, limit, FLOOR, LEAST)
-    level, score = np.exp(by_log.level), by_log.score
+    level, score, news = np.exp(by_log.level), by_log.score, _unusual(by_log, limit)
     if not logarithmic.all():
         first = values[np.isfinite(values)][:LEAST]
         plain = trailing_level(values, WINDOW, limit, FLOOR * float(np.median(np.abs(first))), LEAST)
         level, score = np.where(logarithmic, level, plain.level), np.where(logarithmic, score, plain.score)
-    return LossLevel(series.steps, values, level, score, logarithmic)
+        news = np.where(logarithmic, news, _unusual(plain, limit))
+    return LossLevel(steps, values, level, score, logarithmic, news)
+
+
+def _unusual(trailing: TrailingLevel, limit: float) -> Flags:
+    with np.errstate(invalid="ignore"):
+        return unusual(trailing.excess, trailing.score > limit)
 
 
 def broken_losses(run: RunLog) -> Flags:

@@ -4,9 +4,12 @@ What it reports:    A loss that left the level it had reached and stayed away.
 Why it matters:     The run is lost unless something changes: what it does from here on makes it worse or costs compute
                     for nothing.
 How it decides:     The median of the last 20 finite losses exceeds the lowest such median so far by more than half of
-                    what had been gained since the start, by 6 times the run's own noise and by 10 %, for a fifth of the
-                    steps so far (at least 20, at most 100) without a break. Departures up to 100 losses apart are one.
-Known false alarms: A switch to harder data or another objective; weights re-initialised on purpose.
+                    what had been gained since the start, or is back where it was within the first 30 % of the run so
+                    far; and by 6 times the run's own noise and by 10 %; for a fifth of the records so far (at least
+                    20, at most 100) without a break. A loss that is back at an early level but falls again is waited
+                    for: by a third of its excess while the time since doubles, or, after a jump to the very first
+                    loss as of weights made anew, as fast as it first did. Departures up to 100 records apart are one.
+Known false alarms: A switch to harder data or another objective. Weights made anew on purpose, if they learn slower.
 What to try:        Go back to a checkpoint at or before the last good step; skip the batches in between; resume at a
                     lower rate.
 References:         PaLM (Chowdhery et al. 2022, arXiv 2204.02311) restarted about 100 steps back and skipped batches;
@@ -22,7 +25,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stabkit.analyzers.base import Rule, Thresholds, found
-from stabkit.analyzers.series import MAD_TO_SIGMA, Flags, episodes
+from stabkit.analyzers.series import MAD_TO_SIGMA, Flags, Indices, episodes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -32,6 +35,10 @@ __all__ = ["RULE", "LossDivergence", "LossDivergenceThresholds"]
 RULE = Rule(code="SK202", name="loss-divergence", severity=Severity.ERROR, requires=(("loss", "step"),), min_steps=40)
 
 
+AS_AT_FIRST = 0.8
+"""Weights made anew begin with another draw, and at another rate: within so much of the first loss and the first descent."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossDivergenceThresholds(Thresholds):
     """When a loss has left for good."""
@@ -39,13 +46,15 @@ class LossDivergenceThresholds(Thresholds):
     window: int = 20
     """Finite losses whose median is compared."""
     lost: float = 0.5
-    """Share of what had been gained that must be lost again."""
+    """Share of what had been gained that must be lost again,"""
+    undone: float = 0.3
+    """or the share of the run to whose level the loss must be back: late in a run what is gained is small, and took long."""
     noise: float = 6.0
     """Rise over the run's own noise."""
     rise: float = 0.1
     """Rise over the best level, as a share of it."""
     share: float = 0.2
-    """How long it must last, as a share of the losses so far."""
+    """How long it must last, as a share of the records so far."""
     shortest: int = 20
     """At least so many losses."""
     longest: int = 100
@@ -71,14 +80,16 @@ class LossDivergence:
         median, best, noise = _levels(values, limits.window)
         with np.errstate(invalid="ignore", over="ignore"):
             gained = np.maximum(values[: limits.window].max() - best, 0.0)
-            away = median - best > np.maximum.reduce([limits.lost * gained, limits.noise * noise, limits.rise * np.abs(best)])
-        for first, decided, last in self._departures(away):
+            lost = (median - best > limits.lost * gained) | (median > _level_at(median, limits.undone))
+            away = lost & (median - best > np.maximum(limits.noise * noise, limits.rise * np.abs(best)))
+            most = median - best > limits.lost * gained
+        for first, decided, last in self._departures(away, most, values, median, median - best):
             left, level = int(steps[first]), float(best[first])
             good = int(steps[first - limits.window])
             yield found(
                 RULE,
                 message=f"loss left {level:.4g} for {median[decided]:.4g} around step {left} and stayed away for "
-                f"{decided - first + 1} steps",
+                f"{steps[decided] - steps[first - 1]} steps",
                 first_step=int(steps[decided]),
                 last_step=int(steps[last]),
                 event_step=left,
@@ -94,14 +105,16 @@ class LossDivergence:
                 remedy={"lr_factor": 0.5},
             )  # fmt: skip
 
-    def _departures(self, away: Flags) -> list[tuple[int, int, int]]:
+    def _departures(self, away: Flags, most: Flags, values: Array, median: Array, excess: Array) -> list[tuple[int, int, int]]:
         """(first, decided, last) index of each departure that lasted, those that follow closely joined to the one before."""
         limits = self.thresholds
         found_so_far: list[tuple[int, int, int]] = []
         for first, last in episodes(away):
             i = np.arange(first, last + 1)
             needed = np.clip((limits.share * i).astype(int), limits.shortest, limits.longest)
-            long_enough = np.flatnonzero(i - first + 1 >= needed)
+            returning = 3 * excess[i] < 2 * excess[(i + first) // 2]
+            stays = most[i] | ~(returning | _begins_anew(values, median, first, i))
+            long_enough = np.flatnonzero((i - first + 1 >= needed) & stays)
             if not len(long_enough):
                 continue
             before = found_so_far[-1] if found_so_far else None
@@ -110,6 +123,19 @@ class LossDivergence:
             else:
                 found_so_far.append((first, first + int(long_enough[0]), last))
         return found_so_far
+
+
+def _level_at(median: Array, share: float) -> Array:
+    """[n] the lowest median up to a share of the way to each record, NaN where there is none yet."""
+    return np.asarray(np.fmin.accumulate(median)[(share * np.arange(len(median))).astype(int)])
+
+
+def _begins_anew(values: Array, median: Array, first: int, rows: Indices) -> Flags:
+    """Whether a loss that left at `first` jumped to the very first loss and has come down since as fast as it first did."""
+    window = LossDivergenceThresholds.window
+    jumped = values[max(0, first - window) : first + 1].max() >= AS_AT_FIRST * values[0] > 0
+    then = np.maximum(rows - first + window // 2, window - 1)
+    return np.asarray(jumped & (median[rows] <= median[then] / AS_AT_FIRST))
 
 
 def _levels(values: Array, window: int) -> tuple[Array, Array, Array]:

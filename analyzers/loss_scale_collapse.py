@@ -5,14 +5,15 @@ What it reports:    A loss scale of float16 training that falls again and again,
 Why it matters:     Every halving is a step that was skipped because a gradient overflowed. Now and then that is how the scaler
                     finds its scale. One halving after the other means that gradients or activations outgrow the format: steps
                     are lost, then small gradients vanish under the low scale, and at the floor training stands still.
-How it decides:     The scale is 8 times below the highest of the last 200 steps under which a step went through: three halvings
-                    that no growth made up for. Where records are rarer two neighbours are compared, at most 1,000 steps
-                    apart. The descent from the first scale is not judged, nor that after a rise by more than a factor 2
-                    (a scaler that was made anew): it
-                    ends with the first 20 steps without a halving. A scale that has come down to 1 or below is told in any
-                    case, and makes an error of it. The tensor named is the last in the model whose gradient was not finite
-                    in the step skipped last, which backward reached first; where the loss was not finite either, it was
-                    the forward pass that overflowed, and none is named.
+How it decides:     The scale is 8 times below the highest of the last 200 steps under which a step went through:
+                    three halvings that no growth made up for. Where records are rarer two neighbours are compared, at
+                    most 1,000 steps apart. The descent from the first scale is not judged, nor that after a rise by
+                    more than a factor 2 (a scaler that was made anew): it ends with the first 20 steps without a
+                    halving, or with the first one where a log begins in the midst of a run: a scale that lets a step
+                    through is found. A scale that has come down to 1 or below is told in any case, and makes an error
+                    of it. The tensor named is the last in the model whose gradient was not finite in the step skipped
+                    last, which backward reached first; where the loss was not finite either, it was the forward pass
+                    that overflowed, and none is named.
 Known false alarms: Gradients that grow 8-fold for a good reason, such as a new stage of a curriculum. A scaler with a backoff
                     factor far below 1/2. Losses summed over very many elements, whose right scale is below 1.
 What to try:        bfloat16, which needs no loss scale. Else what makes gradients grow: a lower rate, clipping after unscale_,
@@ -32,6 +33,7 @@ from itertools import pairwise
 import numpy as np
 
 from stabkit.analyzers.base import NoOccasion, Rule, Thresholds, found
+from stabkit.analyzers.climb import in_the_midst
 from stabkit.analyzers.level import skipped_steps
 from stabkit.analyzers.series import Indices
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -110,7 +112,8 @@ class LossScaleCollapse:
                 continue
             if scale[row] > scale[row - 1]:
                 continue
-            if settled is None and steps[row - 1] - steps[held] >= limits.settled:
+            search = limits.settled if told or start or not in_the_midst(steps, limits.settled) else 1
+            if settled is None and steps[row - 1] - steps[held] >= search:
                 settled, start, told = held, held, False
             begin = self._highest(steps, scale, settled, row)
             if begin is None and not told and scale[row] <= limits.floor < scale[row - 1]:

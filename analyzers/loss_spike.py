@@ -3,13 +3,18 @@
 What it reports:    A loss far above its own recent level.
 Why it matters:     The optimizer took a step it could not afford, or met data it did not expect. Repeated spikes often
                     come before divergence, and each costs the steps it takes to return.
-How it decides:     Robust z-score of log(loss) (of the loss itself from its first value on that is not positive) above 6,
-                    and at least 5 % above its recent level: the median of the latest third of the last 100 finite values,
-                    the spread taken around their own trend. Outliers stay out of the baseline; spikes up to 30 steps
-                    apart are one. The first 20 steps have no baseline and are not judged, nor is a loss after 100 zeros:
-                    there is no noise to measure against. Of several ranks, each measured by its own past, one is
-                    named where the others rose less than 15 % as much in log, or 1 % in the loss.
-Known false alarms: A change of the data mix; batches of very unequal difficulty; an epoch boundary.
+How it decides:     Robust z-score of log(loss) (of the loss itself from its first value on that is not positive)
+                    above 6, and at least 5 % above its recent level: the median of the latest third of the last 100
+                    finite values, the spread taken around their own trend. Outliers stay out of the baseline. What
+                    recurs is how the run is: the rise (in log) must be twice the third highest of the earlier rises
+                    in the last 500 records, so of spikes that come again and again the first three are told; or three
+                    records in a row stand out where at most one in 20 begins such a run. Two spikes are one up to 30
+                    records apart, or where the z-score was above 3 in most records between them. Windows count
+                    records, one per step or not. The first 20 have no baseline and are not judged, nor is a loss
+                    after 100 zeros: there is no noise to measure against. Of several ranks, each measured by its own
+                    past, one is named where the others rose less than 15 % as much in log, or 1 % in the loss.
+Known false alarms: A change of the data mix, an epoch boundary. Batches far harder than the others: up to three
+                    times, less often than once in 170 records every time. Tails heavier than exponential.
 What to try:        Look at the batches of the steps named. Clip the gradient norm; lower beta2 (0.95 is usual for
                     language models) or the peak rate.
 References:         Robust z-score with window 100 and limit 6 on logs: 6 healthy runs of 130M-1.2B parameters stayed
@@ -27,7 +32,8 @@ import numpy as np
 from stabkit.analyzers.base import Rule, Thresholds, found
 from stabkit.analyzers.level import LossLevel, loss_level
 from stabkit.analyzers.ranks import OwnLoss, rank_that_rose
-from stabkit.analyzers.series import episodes, lasts
+from stabkit.analyzers.series import lasts, previous
+from stabkit.analyzers.usual import spikes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
 
@@ -45,7 +51,7 @@ class LossSpikeThresholds(Thresholds):
     rise: float = 0.05
     """Least rise over the recent level, as a share of it."""
     gap: int = 30
-    """Steps between two spikes up to which they are one."""
+    """Records between two spikes up to which they are one, unless the loss stayed up between them."""
 
 
 class LossSpike:
@@ -61,14 +67,15 @@ class LossSpike:
         limits = self.thresholds
         loss = loss_level(run, limits.score)
         with np.errstate(invalid="ignore", over="ignore"):
-            out = (loss.score > limits.score) & (loss.values - loss.level > limits.rise * np.abs(loss.level))
-        for first, last in episodes(out, limits.gap, loss.steps):
+            out = loss.unusual & (loss.values - loss.level > limits.rise * np.abs(loss.level))
+            up = loss.score > limits.score / 2
+        for first, last in spikes(out, up, limits.gap):
             yield self._finding(loss, first, last, rank_that_rose(run, int(loss.steps[first])))
 
     def _finding(self, loss: LossLevel, first: int, last: int, alone: OwnLoss | None) -> Finding:
         during = loss.values[first : last + 1]
         peak = first + int(np.argmax(np.where(np.isfinite(during), during, -np.inf)))
-        step, level = int(loss.steps[first]), float(loss.level[first])
+        step, good, level = int(loss.steps[first]), previous(loss.steps, first), float(loss.level[first])
         begun, batch = (f"; it began on {alone.rank} alone", f" on {alone.rank}") if alone else ("", "")
         own = [Evidence(metric=f"loss of {alone.rank}", observed=alone.loss, expected=alone.level, step=step,
                         note="its own recent median")] if alone else []  # fmt: skip
@@ -78,7 +85,7 @@ class LossSpike:
             first_step=step,
             last_step=int(loss.steps[last]),
             event_step=int(loss.steps[peak]),
-            last_good_step=step - 1,
+            last_good_step=good,
             state=State.ONGOING if lasts(last, len(loss.steps)) else State.RECOVERED,
             evidence=(
                 Evidence(metric="loss", observed=float(loss.values[first]), expected=level, step=step, note="recent median"),
@@ -86,6 +93,12 @@ class LossSpike:
                          note="on log(loss)" if loss.logarithmic[first] else "on the loss"),
                 *own,
             ),
-            advice=f"Look at the batch of step {step}{batch}, and at step {step - 1}, which made the weights it met. If such "
-            "batches are to stay: clip the gradient norm, or lower beta2 or the rate.",
+            advice=_look_at(good, step, batch)
+            + " If such batches are to stay: clip the gradient norm, or lower beta2 or the rate.",
         )  # fmt: skip
+
+
+def _look_at(good: int, step: int, batch: str) -> str:
+    if step - good > 1:
+        return f"Look at the batches of steps {good + 1} to {step}{batch}: this log has one record for all of them."
+    return f"Look at the batch of step {step}{batch}, and at step {good}, which made the weights it met."

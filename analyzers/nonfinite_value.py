@@ -4,11 +4,14 @@ What it reports:    The first NaN or infinity in the loss, a gradient or a weigh
                     it.
 Why it matters:     Once a weight is not finite, every later step is void. The first place seen is where to look, not
                     always the cause: that is often a growth that began earlier.
-How it decides:     Counts of elements that are not finite. In one step the loss comes before gradients, gradients before
-                    weights. Backward runs from the last layer to the first, so where only some gradients are affected the
-                    one latest in the model comes first. Clipping by a norm that is not finite spreads it to every
-                    gradient: then no tensor is named. Steps that a GradScaler skipped are its ordinary work and do not
-                    count. A matrix that grew at least 4-fold over the 50 steps before, and 4 times as much as the median
+How it decides:     Counts of elements that are not finite. In one step the loss comes before gradients, gradients
+                    before weights. Backward runs from the last layer to the first, so where only some gradients are
+                    affected the one latest in the model comes first. Clipping by a norm that is not finite spreads it
+                    to every gradient: then no tensor is named. Steps that a GradScaler skipped are its ordinary work
+                    and do not count. In a log without counts, of another tool, the global gradient norm stands for
+                    them; told where it says that the step was not skipped, or the next record shows that the loss
+                    scale did not fall; without either it is a warning, and an error once a loss is not finite. A
+                    matrix that grew at least 4-fold over the 50 steps before, and 4 times as much as the median
                     matrix, is told as a precursor. Where one of several ranks alone had such a loss, it is named.
 Known false alarms: A loss that is NaN by design on empty batches, if it is not stepped on.
 What to try:        Restart from a checkpoint at or before the last good step. With a finite loss and gradients before it,
@@ -26,8 +29,9 @@ import numpy as np
 
 from stabkit.analyzers.base import Rule, Thresholds, found
 from stabkit.analyzers.level import broken_losses, skipped_steps
+from stabkit.analyzers.norms import first_in_norm
 from stabkit.analyzers.ranks import broken_rank
-from stabkit.analyzers.series import known_max, known_median
+from stabkit.analyzers.series import known_max, known_median, previous, spacing
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
 
@@ -41,9 +45,12 @@ class NonfiniteValueThresholds(Thresholds):
     """How far back, and from what growth on, something counts as a precursor."""
 
     look_back: int = 50
-    """Steps before the event."""
+    """Records before the event."""
     growth: float = 4.0
     """Growth over those steps worth telling, over that of the median matrix."""
+
+
+EVIDENCE = {"loss": "loss", "norm": "grad_norm", "grad": "grad_nonfinite", "weight": "weight_nonfinite"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ class _First:
 
     Attributes:
         step: At which step.
-        what: "loss", "grad" or "weight".
+        what: "loss", "grad", "norm" or "weight".
         tensors: Which, the first to be reached first; empty where that cannot be told.
         observed: The loss, or how many elements were not finite.
         spread: Whether clipping spread it to every gradient.
+        told: At which step it was known; the same one where None.
+        certain: Whether the optimizer is known to have used it.
     """
 
     step: int
@@ -63,6 +72,13 @@ class _First:
     tensors: tuple[str, ...]
     observed: float
     spread: bool = False
+    told: int | None = None
+    certain: bool = True
+
+    @property
+    def when(self) -> tuple[int, int]:
+        """Until when it was known, and where it lies."""
+        return (self.step if self.told is None else self.told, self.step)
 
 
 class NonfiniteValue:
@@ -75,12 +91,12 @@ class NonfiniteValue:
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding: what follows the first is not news."""
-        seen = [first for first in (_in_loss(run), _in_tensors(run, "grad"), _in_tensors(run, "weight")) if first]
+        seen = [first for first in (_in_loss(run), _in_gradients(run), _in_tensors(run, "weight")) if first]
         if not seen:
             return
-        first = min(seen, key=lambda f: f.step)  # on a tie the earlier in the list: loss, gradient, weight
+        first = min(seen, key=lambda f: f.when)  # on a tie the earlier in the list: loss, gradient, weight
         precursors = self._precursors(run, first.step)
-        what = {"loss": "loss", "grad": "gradient", "weight": "weights"}[first.what]
+        what = {"loss": "loss", "grad": "gradient", "norm": "gradient norm", "weight": "weights"}[first.what]
         where = f"in the {what}" + (f" of {first.tensors[0]}" if first.tensors else "")
         others = f" and {len(first.tensors) - 1} more" if len(first.tensors) > 1 else " of every tensor" if first.spread else ""
         before = f"; before it {precursors[0].tensor or precursors[0].metric} grew {precursors[0].note}" if precursors else ""
@@ -92,16 +108,17 @@ class NonfiniteValue:
         others += f" of {alone.rank} alone" if alone else ""
         yield found(
             RULE,
+            severity=Severity.ERROR if first.certain or _broke(run, first.step) else Severity.WARNING,
             message=f"first NaN or Inf {where}{others} at step {first.step}{before}",
-            first_step=first.step,
-            last_step=int(run.steps[-1]) if precursors else first.step,  # what follows one bad batch is not of its making
+            first_step=first.when[0],
+            last_step=int(run.steps[-1]) if precursors else first.when[0],  # what follows one bad batch is not of its making
             event_step=first.step,
             last_good_step=good,
             state=_state(run),
             tensors=first.tensors[:5],
             evidence=(
-                Evidence(metric=first.what if first.what == "loss" else f"{first.what}_nonfinite", observed=first.observed,
-                         expected=None if first.what == "loss" else 0.0, step=first.step,
+                Evidence(metric=EVIDENCE[first.what], observed=first.observed,
+                         expected=0.0 if first.what in ("grad", "weight") else None, step=first.step,
                          tensor=first.tensors[0] if first.tensors else None),
                 *own,
                 *precursors,
@@ -114,13 +131,14 @@ class NonfiniteValue:
         """What grew most over the steps before, per kind of quantity."""
         limits = self.thresholds
         found_before = []
+        every = spacing(run.steps[run.steps < step])
         # A bias or a zero-initialised matrix starts at nothing: relative to that every growth is large.
         judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors], dtype=bool)
         for metric in ("weight_absmax", "grad_norm_used", "update_ratio"):
             if not run.has(metric, "tensor"):
                 continue
             table = run.table(metric)
-            rows = np.flatnonzero((table.steps < step) & (table.steps >= max(1, step - limits.look_back)))
+            rows = np.flatnonzero((table.steps < step) & (table.steps >= max(1, step - limits.look_back * every)))
             if len(rows) < 4 or not judged.any():
                 continue
             edge = max(1, len(rows) // 4)
@@ -133,7 +151,7 @@ class NonfiniteValue:
                 found_before.append(
                     Evidence(metric=metric, observed=float(end[worst]), expected=float(start[worst]),
                              step=int(table.steps[rows[-1]]), tensor=table.tensors[worst],
-                             note=f"{growth[worst]:.2g}-fold in {len(rows)} steps")
+                             note=f"{growth[worst]:.2g}-fold in {table.steps[rows[-1]] - table.steps[rows[0]] + 1} steps")
                 )  # fmt: skip
         return tuple(found_before)
 
@@ -141,6 +159,13 @@ class NonfiniteValue:
 def _in_loss(run: RunLog) -> _First | None:
     bad = np.flatnonzero(broken_losses(run))
     return _First(int(run.steps[bad[0]]), "loss", (), float(run.stream.step_values["loss"][bad[0]])) if len(bad) else None
+
+
+def _in_gradients(run: RunLog) -> _First | None:
+    if run.has("grad_nonfinite", "tensor"):
+        return _in_tensors(run, "grad")
+    seen = first_in_norm(run)
+    return _First(seen.step, "norm", (), seen.observed, told=seen.told, certain=seen.certain) if seen else None
 
 
 def _in_tensors(run: RunLog, what: str) -> _First | None:
@@ -174,7 +199,7 @@ def _clipped_by_nan(run: RunLog, step: int) -> bool:
 def _last_good(run: RunLog, step: int) -> int | None:
     """The last step before the event after which every weight is known to have been finite; None where there is none."""
     if not run.has("weight_nonfinite", "tensor"):
-        return step - 1
+        return previous(run.steps, int(np.searchsorted(run.steps, step)))
     table = run.table("weight_nonfinite")
     before = np.flatnonzero(table.steps < step)
     bad = np.flatnonzero((table.values[before] > 0).any(axis=1))
@@ -182,6 +207,11 @@ def _last_good(run: RunLog, step: int) -> int | None:
     if len(known):
         return int(table.steps[known[-1]])
     return step - 1 if step > 0 and not len(bad) else None
+
+
+def _broke(run: RunLog, step: int) -> bool:
+    """Whether a loss was not finite after a step."""
+    return bool((broken_losses(run) & (run.steps > step)).any())
 
 
 def _state(run: RunLog) -> State:
@@ -192,6 +222,9 @@ def _state(run: RunLog) -> State:
 
 def _advice(first: _First, precursors: tuple[Evidence, ...], good: int | None, rank: str) -> str:
     restart = "Start again" if good is None else f"Restart from a checkpoint at or before step {good}"
+    if first.what == "norm":
+        sure = "" if first.certain else "If no scaler skipped that step: "
+        return f"{sure}{restart}, without what step {first.step} saw, and look at its batch; clipping cannot mend such a norm."
     if precursors:
         before = f"{precursors[0].tensor} first: its {precursors[0].metric} grew before anything else broke."
         return f"{restart} with every rate times 0.5. Look at {before}"

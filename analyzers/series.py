@@ -21,6 +21,8 @@ __all__ = [
     "lasts",
     "log_of",
     "mostly",
+    "previous",
+    "spacing",
     "trailing_level",
     "trailing_slopes",
 ]
@@ -59,10 +61,12 @@ class TrailingLevel:
         level: [n] median of the most recent third of the baseline, NaN before `least` values.
         score: [n] robust z-score: (value - level) / (spread + floor), the spread being that around the baseline's own trend;
             NaN where both are 0: without any noise there is nothing to measure against.
+        excess: [n] value - level; of the first `least` values how far they lie off their own trend, known once all are there.
     """
 
     level: Array
     score: Array
+    excess: Array
 
 
 def trailing_level(
@@ -104,7 +108,19 @@ def trailing_level(
             level[where[i : i + count]], score[where[i : i + count]] = levels[usual], scores[:count]
             base = run[-window:] if count == patience else base
             i, ahead = i + count, 8
-    return TrailingLevel(level, score)
+    with np.errstate(over="ignore", invalid="ignore"):
+        excess = values - level
+    excess[where[:least]] = _off_trend(x[:least])
+    return TrailingLevel(level, score, excess)
+
+
+def _off_trend(values: Array) -> Array:
+    """[n] how far each value lies above the line through all of them; nothing where there are too few for one."""
+    if len(values) < 3:
+        return np.zeros(len(values))
+    residual = _residual(values[None], *_thirds(values[None]))[0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(residual - _medians(residual[None])[0])
 
 
 def _level_and_spread(recent: Array) -> tuple[Array, Array]:
@@ -112,13 +128,24 @@ def _level_and_spread(recent: Array) -> tuple[Array, Array]:
 
     A steep descent is a trend, not noise.
     """
-    n = recent.shape[1]
-    third = max(1, n // 3)
+    left, right = _thirds(recent)
+    residual = _residual(recent, left, right)
     with np.errstate(over="ignore", invalid="ignore"):
-        left, right = _medians(recent[:, :third]), _medians(recent[:, -third:])
-        residual = recent - ((right - left) / max(1, n - third))[:, None] * np.arange(n)
         spread = MAD_TO_SIGMA * _medians(np.abs(residual - _medians(residual)[:, None]))
     return right, spread
+
+
+def _thirds(rows: Array) -> tuple[Array, Array]:
+    """Medians of the first and of the last third of each row of [m, n]."""
+    third = max(1, rows.shape[1] // 3)
+    return _medians(rows[:, :third]), _medians(rows[:, -third:])
+
+
+def _residual(rows: Array, left: Array, right: Array) -> Array:
+    """Each row of [m, n] less the line from `left` to `right`, medians of its thirds."""
+    n = rows.shape[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(rows - ((right - left) / max(1, n - max(1, n // 3)))[:, None] * np.arange(n))
 
 
 def _medians(rows: Array) -> Array:
@@ -177,6 +204,16 @@ def episodes(flags: Flags, gap: int = 0, steps: Indices | None = None) -> list[t
         else:
             found.append((i, i))
     return found
+
+
+def previous(steps: Indices, row: int) -> int:
+    """The step recorded before a row: logs may have one in ten, or in 500. One less than the first for that."""
+    return int(steps[row - 1]) if row else int(steps[0]) - 1
+
+
+def spacing(steps: Indices) -> int:
+    """How many steps lie between two records, usually; 1 where there are fewer than two."""
+    return max(1, int(np.median(np.diff(steps)))) if len(steps) > 1 else 1
 
 
 def mostly(flags: Flags, window: int) -> Flags:

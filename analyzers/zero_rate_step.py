@@ -29,7 +29,7 @@ class ZeroRateStep:
     rule = RULE
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
-        """One finding per run of such steps."""
+        """One finding per run of such steps. Some logs count from 0."""
         zero = (run.table("lr").values == 0).all(axis=1)
         for first, last in episodes(zero):
             begin, end, count = int(run.steps[first]), int(run.steps[last]), last - first + 1
@@ -41,12 +41,12 @@ class ZeroRateStep:
                 last_step=end,
                 state=State.ONGOING if last == len(zero) - 1 else State.RECOVERED,
                 evidence=(Evidence(metric="lr", observed=0.0, step=begin),),
-                advice=_advice(begin, count),
+                advice=_advice(begin, count, first == 0 and begin <= 1),
             )  # fmt: skip
 
 
-def _advice(begin: int, count: int) -> str:
-    if begin == 1:
+def _advice(begin: int, count: int, at_the_start: bool) -> str:
+    if at_the_start:
         wasted = "the first batch is" if count == 1 else f"the first {count} batches are"
         return f"Count the warmup from 1, as in (step + 1) / warmup, so that {wasted} not wasted."
     return f"If the schedule ends here, end it one step later or at a small rate; if not, look at the schedule at step {begin}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -63,7 +64,12 @@ def pages() -> list[RulePage]:
 
     def page(analyzer: Analyzer) -> RulePage:
         known = {name: getattr(analyzer.rule, name) for name in ("code", "name", "severity", "min_steps", "since")}
-        needs = tuple(name if scope == "step" else f"{name} per {scope}" for name, scope in analyzer.rule.requires)
+        needs = _needs(analyzer.rule.requires)
+        needs += (" or ".join(_needs(analyzer.rule.any_of)),) if analyzer.rule.any_of else ()
         return RulePage(**known, requires=needs, docstring=sys.modules[type(analyzer).__module__].__doc__ or "")
 
     return [page(analyzer) for analyzer in ANALYZERS]
+
+
+def _needs(quantities: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(name if scope == "step" else f"{name} per {scope}" for name, scope in quantities)
