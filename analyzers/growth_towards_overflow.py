@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
-from stabkit.analyzers.rates import highest_rates, of_tensors, rate_at, rows_of
+from stabkit.analyzers.rates import highest_rates, of_tensors, rows_of
 from stabkit.analyzers.series import Flags, Indices, episodes, known_median, log_of, trailing_slopes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
@@ -46,7 +46,7 @@ RULE = Rule(
     name="growth-towards-overflow",
     severity=Severity.WARNING,
     requires=(("weight_norm", "tensor"), ("weight_absmax", "tensor")),
-    min_steps=24,
+    min_steps=16,
 )
 
 LARGEST = {"float16": 65504.0, "float64": 1.797e308}
@@ -108,6 +108,7 @@ class _Growth:
         slopes: [n, tensors], over the window that ends at a row; NaN where it cannot be told.
         growing: [n, tensors].
         certain: [n, tensors], of these where it need not last.
+        window: Steps of a slope.
     """
 
     steps: Indices
@@ -116,6 +117,7 @@ class _Growth:
     slopes: Array
     growing: Flags
     certain: Flags
+    window: int
 
 
 class GrowthTowardsOverflow:
@@ -177,7 +179,7 @@ class GrowthTowardsOverflow:
         )
         certain[ends] = growing[ends] & beyond & (later < limits.even * earlier)  # a matrix that is replaced jumps once
         growing &= np.isfinite(run.table("weight_absmax").values[rows][:, columns])
-        return _Growth(steps, tuple(table.tensors[i] for i in columns), logs, slopes, growing, certain)
+        return _Growth(steps, tuple(table.tensors[i] for i in columns), logs, slopes, growing, certain, clock.window)
 
     def _fires(self, run: RunLog, growth: _Growth, i: int, clock: _Clock) -> int | None:
         """The first row at which a tensor has grown for long enough."""
@@ -197,10 +199,9 @@ class GrowthTowardsOverflow:
         left = max(0, int(math.log(limit / size) / slope)) if 0 < size < limit else 0
         last = row + int(np.argmin(np.append(growth.growing[row:, i], False))) - 1
         slowed = np.isfinite(growth.slopes[last + 1 :, i]).any()
-        rate = rate_at(run, step)
-        now = _decay(run, name, step)
-        holds = float(f"{now + slope / rate:.2g}") if rate > 0 else math.nan
-        decay = f": {holds:.2g} at this rate would hold it, where it is {now:.2g}" if rate > 0 else ""
+        now, rate = _decay(run, name, step), _mean_rate(run, growth, row)
+        holds = float(f"{now + slope / rate:.2g}") if rate > 0 and now >= 0 else 0.0 if now < 0 else math.nan
+        decay = f": {holds:.2g} at this rate would hold it, where it is {now:.2g}" if holds >= 0 else ""
         return found(
             RULE,
             message=f"{name} has grown by {100 * np.expm1(slope):.2g} % a step since about step {onset}: at step {step} "
@@ -219,7 +220,7 @@ class GrowthTowardsOverflow:
                 Evidence(metric="steps left", observed=float(left), step=step, tensor=name, note="at most, at this pace"),
             ),
             advice=f"Stop the growth of {name}: set its weight decay right{decay}. Restart from about step {onset}.",
-            remedy={"weight_decay": holds} if rate > 0 else {},
+            remedy={"weight_decay": holds} if holds >= 0 else {},
         )  # fmt: skip
 
 
@@ -266,6 +267,14 @@ def _decay(run: RunLog, name: str, step: int) -> float:
     group = next(tensor.group for tensor in run.tensors if tensor.name == name) or 0
     decay = run.table("weight_decay").values[int(rows_of(run, np.array([step]))[0]), group]
     return float(np.nan_to_num(decay))
+
+
+def _mean_rate(run: RunLog, growth: _Growth, row: int) -> float:
+    """The rate over the window whose slope is reported, as a mean; NaN where it is not known."""
+    if not run.has("lr", "group"):
+        return math.nan
+    begin = int(np.searchsorted(growth.steps, growth.steps[row] - growth.window + 1))
+    return float(np.mean(highest_rates(run)[rows_of(run, growth.steps[begin : row + 1])]))
 
 
 def _size(run: RunLog, name: str, step: int) -> float:

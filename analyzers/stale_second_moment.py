@@ -59,8 +59,8 @@ class StaleSecondMomentThresholds(Thresholds):
     young: float = 8.0
     """rms_ratio up to step 1 / (1 - beta2), where v-hat still holds the very first gradients: healthy runs reach 7."""
     young_together: float = 5.0
-    """The same where at least half of all matrices, and two, are above it and their history. In healthy runs half of them never
-    were above 1.6 times their history."""
+    """The same where at least half of all matrices, and two, are above it and the last `early` records. In healthy runs half of
+    them together never passed 4.6."""
     early: int = 100
     """Steps at the start that are not judged."""
     settle: int = 20
@@ -96,7 +96,7 @@ class StaleSecondMoment:
             raise NotApplicable(_why_not(run, beta2, limits))
         usual = np.where(np.isfinite(values) & (ceiling > limits.ratio), values, 0.0)
         out = judged & _above_history(usual, limit, limits.over_history, limits.history)
-        many = judged & _above_history(usual, together, limits.over_history, limits.history)
+        many = judged & _above_history(usual, together, limits.over_history, limits.early)
         most = many.sum(axis=1) >= max(2, sum(t.role == "matrix" for t in run.tensors) / 2)
         out |= many & most[:, None]
         limit = np.where(most[:, None], together, limit)
