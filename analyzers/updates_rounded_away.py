@@ -39,7 +39,7 @@ RULE = Rule(
     name="updates-rounded-away",
     severity=Severity.WARNING,
     requires=(("unchanged_fraction", "tensor"), ("update_norm", "tensor"), ("weight_norm", "tensor"), ("lr", "group")),
-    min_steps=5,
+    min_steps=4,
 )
 HALF_SURVIVE = {"bfloat16": 2**-8.5, "float16": 2**-11.5}
 """Update over weight at which half of the updates survive: half the spacing of two numbers is 2^-9 to 2^-8 of them (2^-12 to
