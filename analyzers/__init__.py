@@ -33,6 +33,7 @@ from stabkit.analyzers.missing_warmup import MissingWarmup
 from stabkit.analyzers.missing_zero_grad import MissingZeroGrad
 from stabkit.analyzers.moments_lost_on_resume import MomentsLostOnResume
 from stabkit.analyzers.nonfinite_value import NonfiniteValue
+from stabkit.analyzers.oversized_initialisation import OversizedInitialisation
 from stabkit.analyzers.oversized_update import OversizedUpdate
 from stabkit.analyzers.parameter_not_in_optimizer import ParameterNotInOptimizer
 from stabkit.analyzers.parameter_without_gradient import ParameterWithoutGradient
@@ -66,6 +67,7 @@ ANALYZERS: tuple[Analyzer, ...] = (
     FirstStepAtPeakRate(),
     ZeroRateStep(),
     BiasCorrectionOff(),
+    OversizedInitialisation(),
     LossSpike(),
     LossDivergence(),
     GradientSpike(),

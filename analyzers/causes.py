@@ -12,6 +12,7 @@ __all__ = ["gather"]
 EXPLAINS: dict[str, frozenset[str]] = {
     "SK421": frozenset({"SK101", "SK102", "SK206"}),
     "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK501", "SK507"}),
+    "SK106": frozenset({"SK201", "SK202", "SK203", "SK204", "SK206", "SK301", "SK501", "SK507"}),
     "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
     "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK501", "SK507"}),
     "SK302": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK303"}),
@@ -33,7 +34,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
 }
 """What can follow from what. A loss that never returns or is not finite is never hidden behind a mere spike."""
 
-ROOTS = ("SK421", "SK101", "SK103", "SK102", "SK302", "SK508", "SK501", "SK504", "SK401", "SK402", "SK406")
+ROOTS = ("SK421", "SK101", "SK106", "SK103", "SK102", "SK302", "SK508", "SK501", "SK504", "SK401", "SK402", "SK406")
 """Causes that stand before the others: they say why, the others what."""
 
 WITHIN = 50

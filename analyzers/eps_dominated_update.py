@@ -7,7 +7,10 @@ Why it matters:     Adam divides by sqrt(v-hat) + eps. Where sqrt(v-hat) is belo
                     scaled down, a low clip limit, or gradients that shrink as the model grows.
 How it decides:     In the median of 50 measured steps: the root of the mean of v-hat, in which the largest elements weigh most,
                     is below eps, at least half of all elements are within 10 eps, and the update is less than 0.6 of
-                    rate x rms(m) / rms(sqrt(v)), what it would be without eps. Elements with v = 0 (rows of an embedding that
+                    rate x rms(m) / rms(sqrt(v)), what it would be without eps. In the median of 10 steps, where the root is
+                    below 0.3 eps and the update less than 0.2. A warning where such matrices hold a fifth of all elements:
+                    queries and keys, a sixth of a transformer, begin with gradients as small as that and outgrow them. Else
+                    it is information. Elements with v = 0 (rows of an embedding that
                     never occurred) count as healthy. Biases and norms are not judged (the bias of a key has no gradient but
                     rounding), nor steps whose loss is below a hundredth of the first (then there is little left to learn).
 Known false alarms: A task that is solved but whose loss has a floor above 0, at a large eps. Some raise eps on purpose, to
@@ -44,7 +47,7 @@ RULE = Rule(
         ("exp_avg_sq_mean", "tensor"), ("exp_avg_norm", "tensor"), ("eps_fraction", "tensor"), ("update_norm", "tensor"),
         ("eps", "group"), ("lr", "group"),
     ),
-    min_steps=50,
+    min_steps=10,
 )  # fmt: skip
 SAFE = 0.01
 """eps over sqrt(v-hat) in the advice: it costs 1 % of the step."""
@@ -62,6 +65,14 @@ class EpsDominatedUpdateThresholds(Thresholds):
     """Share of the elements with 0 < sqrt(v-hat) < 10 eps."""
     update: float = 0.6
     """The update over what it would be without eps: half is lost at `root`, and the moments of a step are not quite in step."""
+    few: int = 10
+    """Measured steps that are enough where eps decides almost alone."""
+    far_root: float = 0.3
+    """`root` for that: less than a quarter of the step is left."""
+    far_update: float = 0.2
+    """`update` for that."""
+    part: float = 0.2
+    """Share of the elements of all matrices above which it is a warning. Queries and keys are a sixth of a transformer."""
     learned: float = 0.01
     """A loss below this share of the first has little left to learn."""
     share: float = 0.01
@@ -98,38 +109,60 @@ class EpsDominatedUpdate:
         self.thresholds = thresholds or EpsDominatedUpdateThresholds()
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
-        """At most one finding: the first matrices that eps holds back, the most held back first."""
+        """The first matrices that eps holds back, the most held back first; once more where they become a large part."""
         limits, moments = self.thresholds, self._moments(run)
-        if len(moments.steps) < limits.window:
-            raise NotApplicable(f"{len(moments.steps)} steps were measured at a rate worth judging; needs {limits.window}")
-        with np.errstate(invalid="ignore"):
-            over_eps = moments.root / moments.eps
-            each = (over_eps < limits.root, moments.within >= limits.within, moments.update < limits.update)
-        low = np.logical_and.reduce([mostly(flags, limits.window) for flags in each])
+        if len(moments.steps) < limits.few:
+            raise NotApplicable(f"{len(moments.steps)} steps were measured at a rate worth judging; needs {limits.few}")
+        low = self._low(moments)
+        numel = np.array([run.tensors[i].numel for i in moments.columns], dtype=np.float64)
+        large = (low.any(axis=0) * numel).sum(axis=1) >= limits.part * numel.sum()
         if not low.any():
             return
-        at = int(np.argmax(low.any(axis=1)))
-        row, concerned = at + limits.window - 1, np.flatnonzero(low[at])
+        first = int(np.argmax(low.any(axis=(0, 2))))
+        if not large.any() or first < int(np.argmax(large)):
+            yield self._finding(run, moments, low, first, Severity.INFO)
+        if large.any():
+            yield self._finding(run, moments, low, int(np.argmax(large)), Severity.WARNING)
+
+    def _low(self, moments: _Moments) -> Flags:
+        """[2, n, tensors]: where eps decides, seen over `few` and over `window` steps that end at a row."""
+        limits, shape = self.thresholds, moments.root.shape
+        low = np.zeros((2, *shape), dtype=bool)
+        clocks = ((limits.few, limits.far_root, limits.far_update), (limits.window, limits.root, limits.update))
+        with np.errstate(invalid="ignore"):
+            for told, (window, root, update) in zip(low, clocks, strict=True):
+                if len(moments.steps) >= window:
+                    each = (moments.root / moments.eps < root, moments.within >= limits.within, moments.update < update)
+                    told[window - 1 :] = np.logical_and.reduce([mostly(flags, window) for flags in each])
+        return low
+
+    def _finding(self, run: RunLog, moments: _Moments, low: Flags, row: int, severity: Severity) -> Finding:
+        limits, concerned = self.thresholds, np.flatnonzero(low[:, row].any(axis=0))
+        window = limits.window if low[1, row].any() else limits.few
+        at = row - window + 1
+        with np.errstate(invalid="ignore"):
+            over_eps = moments.root / moments.eps
         root, within, update = (known_median(x[at : row + 1]) for x in (over_eps, moments.within, moments.update))
         concerned = concerned[np.argsort(update[concerned], kind="stable")]
         worst, step = int(concerned[0]), int(moments.steps[row])
         names = tuple(run.tensors[moments.columns[i]].name for i in concerned)
         eps, typical = float(moments.eps[row, worst]), known_median(moments.root[at : row + 1])
         better = SAFE * float(np.nanpercentile(typical[typical > 0], 1))
-        last = int(np.flatnonzero(low[:, concerned].any(axis=1))[-1])
-        yield found(
+        last = int(np.flatnonzero(low[..., concerned].any(axis=(0, 2)))[-1])
+        return found(
             RULE,
+            severity=severity,
             message=f"eps {eps:.2g} sets the update of {names[0]}: its gradients are {root[worst]:.2g} eps, and "
             f"{1 - update[worst]:.0%} of its step is lost at step {step}",
             first_step=step,
-            last_step=int(moments.steps[last + limits.window - 1]),
+            last_step=int(moments.steps[last]),
             event_step=int(moments.steps[at]),
             last_good_step=int(moments.steps[at]) - 1,
-            state=State.ONGOING if last == len(low) - 1 else State.RECOVERED,
+            state=State.ONGOING if last == len(moments.steps) - 1 else State.RECOVERED,
             tensors=names,
             evidence=(
                 Evidence(metric="exp_avg_sq_mean", observed=float(typical[worst] ** 2), expected=eps**2, step=step,
-                         tensor=names[0], note=f"median of {limits.window} steps, against eps squared"),
+                         tensor=names[0], note=f"median of {window} steps, against eps squared"),
                 Evidence(metric="eps_fraction", observed=float(within[worst]), expected=limits.within, step=step,
                          tensor=names[0]),
                 Evidence(metric="update without eps", observed=float(update[worst]), expected=limits.update, step=step,

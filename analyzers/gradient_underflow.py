@@ -7,9 +7,9 @@ Why it matters:     The smallest number of float16 is 6e-8. What is smaller beco
 How it decides:     Of a matrix, how large its gradient's elements other than 0 are (their root mean square, before clipping)
                     when multiplied by the loss scale, as float16 saw them: below 8 times its smallest number, while 70 % of
                     the elements or more are 0, in the median of 20 measured steps; and that of matrices that hold a tenth of
-                    all matrix elements, of which one at least is not all 0. In small networks up to 60 % of zeros left no mark
-                    on the loss. So zeros of sparse inputs, dead units and masks do not count: what is not 0 beside
-                    them is large. Embeddings, whose rows are mostly 0, are left out, and so are vectors. Without a scaler the
+                    all matrix elements, while some matrix has a gradient that is not all 0 and as small. In small networks up to
+                    60 % of zeros left no mark on the loss. So zeros of sparse inputs, dead units, masks and experts without a
+                    token do not count: what is not 0 beside them is large. Embeddings, whose rows are mostly 0, are left out, and so are vectors. Without a scaler the
                     scale is 1.
 Known false alarms: None known: gradients that do vanish, in a run that has learned everything, underflow too, and it does no
                     harm.
@@ -28,7 +28,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import rows_of
-from stabkit.analyzers.series import Flags
+from stabkit.analyzers.series import Flags, Indices
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
@@ -85,7 +85,8 @@ class GradientUnderflow:
             size = _size(run, zeros, numel, rows, judged) * scale[rows][:, None] / SMALLEST
             medians = [np.median(sliding_window_view(values, limits.window, axis=0), axis=-1) for values in (zeros, size)]
         lost = (medians[0] >= limits.zeros) & (medians[1] < limits.size)
-        lost &= (lost & (medians[1] > 0)).any(axis=1, keepdims=True)  # all zeros alone may be an expert that had no token
+        tiny = (medians[1] > 0) & (medians[1] < limits.size)
+        lost &= tiny.any(axis=1, keepdims=True)  # all zeros alone may be an expert that had no token
         low = (lost * numel).sum(axis=1) >= limits.part * numel.sum()
         if low.any():
             at = int(np.argmax(low))
@@ -137,7 +138,7 @@ def _skipped(run: RunLog) -> Flags:
     return np.zeros(len(run.steps), dtype=bool) if skipped is None else skipped == 1
 
 
-def _size(run: RunLog, zeros: Array, numel: Array, rows: Array, judged: Flags) -> Array:
+def _size(run: RunLog, zeros: Array, numel: Array, rows: Indices, judged: Flags) -> Array:
     """Root mean square of the elements other than 0 before clipping [rows, matrices]; 0 where there are none."""
     norm = run.table("grad_norm_used").values[rows][:, judged]
     steps = run.table("grad_norm_used").steps[rows]

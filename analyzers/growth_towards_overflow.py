@@ -5,21 +5,23 @@ Why it matters:     Growth by a factor is patient and then sudden: the loss show
                     leave the range of the number format, and then everything is NaN at once. By then the checkpoints hold
                     it too.
 How it decides:     Slope of log(weight norm) over the last 50 steps: none of them among the first 50, where every matrix
-                    grows, nor in a rise of the rate, and at least 10 records over 40 steps. Growth by at least a factor 2
-                    over them; not slowing (the later half at least 0.8 times as steep as the earlier, where ordinary
-                    early growth slows as 1/t); at least 5 times the median slope of all matrices (where there are 3); and
-                    that for 10 steps in a row. Fast growth is told sooner: by a factor 1.6 over 15 steps (3.1 % a step) with
-                    halves as steep to 0.9, from the first step on, for 10 steps in a row. The onset is the
-                    first step from which the slope over 25 steps stayed
-                    above half of the one reported. Steps left: log(largest finite number / largest weight) / slope, 65504
-                    for float16, 3.4e38 for bfloat16 and float32. That is the most there can be: squares and products of
-                    weights get there earlier.
+                    grows, and at least 10 records over 40 steps. Growth by at least a factor 2 over them; not slowing (the
+                    later half at least 0.8 times as steep as the earlier, where ordinary early growth slows as 1/t); at least
+                    5 times the median slope of all matrices (where there are 3); and that for 10 steps in a row. Fast growth
+                    is told sooner: by a factor 1.6 over 15 steps (3.1 % a step) with halves as steep to 0.9, from the first
+                    step on, for 10 steps in a row. While the rate rises the halves are compared against the sum of rates.
+                    Under Adam growth must be faster than its steps can make it, the rate for every element: what is slower is
+                    learning, however steady. At 6.6 times that, the most that gradients which jump can do, it need not last,
+                    nor do the other matrices matter. The onset is the first step from which the slope over 25 steps stayed above half of the one
+                    reported. Steps left: log(largest finite number / largest weight) / slope, 65504 for float16, 3.4e38 for
+                    bfloat16 and float32. That is the most there can be: squares and products of weights get there earlier.
 Known false alarms: A scale-free matrix (before a normalisation) may grow without harm for a long time.
 What to try:        Weight decay on that tensor, higher by slope / rate than it is; check the sign of the decay and
                     what pushes it; QK-norm for attention projections.
 References:         Zhang et al. 2022 (OPT, arXiv 2205.01068) saw norms drift before divergence; Wortsman et al. 2023,
                     arXiv 2309.14322 on logit growth. The limits come from how slopes of norms behave: 1/t where updates
-                    are of constant size, constant where growth feeds itself.
+                    are of constant size, constant where growth feeds itself. Queries and keys of a healthy small vision
+                    transformer doubled within 50 steps, at two thirds of what Adam can do.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
-from stabkit.analyzers.rates import highest_rates, rate_at, rows_of
+from stabkit.analyzers.rates import highest_rates, of_tensors, rows_of
 from stabkit.analyzers.series import Flags, Indices, episodes, known_median, log_of, trailing_slopes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
@@ -44,13 +46,16 @@ RULE = Rule(
     name="growth-towards-overflow",
     severity=Severity.WARNING,
     requires=(("weight_norm", "tensor"), ("weight_absmax", "tensor")),
-    min_steps=24,
+    min_steps=16,
 )
 
 LARGEST = {"float16": 65504.0, "float64": 1.797e308}
 LARGEST_ELSE = 3.4e38
 LEAST_RECORDS = 10
 ONSET_SPAN = 25
+FARTHEST = 6.6
+"""The most that a few steps of Adam can take per step, in rates: the largest (1 - 0.9^t) / sqrt(1 - 0.999^t), once gradients
+have jumped from nothing to something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,8 @@ class GrowthTowardsOverflowThresholds(Thresholds):
     """Least growth over the window."""
     steady: float = 0.8
     """Slope of the later half over that of the earlier."""
+    even: float = 2.0
+    """Slope of the later half over that of the earlier, at most, where growth need not last."""
     over_peers: float = 5.0
     """Slope over the median slope of all matrices."""
     lasting: int = 10
@@ -100,6 +107,8 @@ class _Growth:
         logs: [n, tensors], of the weight norm.
         slopes: [n, tensors], over the window that ends at a row; NaN where it cannot be told.
         growing: [n, tensors].
+        certain: [n, tensors], of these where it need not last.
+        window: Steps of a slope.
     """
 
     steps: Indices
@@ -107,6 +116,8 @@ class _Growth:
     logs: Array
     slopes: Array
     growing: Flags
+    certain: Flags
+    window: int
 
 
 class GrowthTowardsOverflow:
@@ -141,7 +152,7 @@ class GrowthTowardsOverflow:
         columns = [i for i, t in enumerate(run.tensors) if t.role in ("matrix", "embedding")]
         rows = table.steps >= 1
         steps, logs = table.steps[rows], log_of(table.values[rows][:, columns])
-        slopes, growing = np.full(logs.shape, np.nan), np.zeros(logs.shape, dtype=bool)
+        slopes, growing, certain = np.full(logs.shape, np.nan), *np.zeros((2, *logs.shape), dtype=bool)
         x, ends = steps.astype(np.float64), np.arange(len(steps))
         begins = np.searchsorted(steps, steps - clock.window + 1)
         full = (ends - begins + 1 >= LEAST_RECORDS) & (steps - steps[begins] + 1 >= 0.8 * clock.window)
@@ -150,23 +161,33 @@ class GrowthTowardsOverflow:
         ends = ends[(slopes[ends] * clock.window > np.log(clock.growth)).any(axis=1)]  # of few rows the rest need be known
         middles = (begins[ends] + ends) // 2
         earlier, later = trailing_slopes(logs, x, begins[ends], middles), trailing_slopes(logs, x, middles, ends)
+        rose = _rate_rose(run, steps, clock.window)[ends]
+        if rose.any():
+            spent, at = _spent(run, steps), ends[rose]
+            earlier[rose] = trailing_slopes(logs, spent, begins[at], middles[rose])
+            later[rose] = trailing_slopes(logs, spent, middles[rose], at)
+        reach = _reach(run, steps, begins[ends], ends)[:, columns]
+        pace = slopes[ends] * np.exp(logs[middles])
         peers = known_median(slopes[ends].T)[:, None] if len(columns) >= 3 else -np.inf
+        beyond = np.isfinite(reach) & (pace > FARTHEST * reach)
         growing[ends] = (
             (slopes[ends] * clock.window > np.log(clock.growth))
             & (later > clock.steady * earlier)
             & (earlier > 0)
-            & (slopes[ends] > limits.over_peers * peers)
+            & (pace > reach)
+            & ((slopes[ends] > limits.over_peers * peers) | beyond)
         )
+        certain[ends] = growing[ends] & beyond & (later < limits.even * earlier)  # a matrix that is replaced jumps once
         growing &= np.isfinite(run.table("weight_absmax").values[rows][:, columns])
-        growing &= ~_rate_rose(run, steps, clock.window)[:, None]
-        return _Growth(steps, tuple(table.tensors[i] for i in columns), logs, slopes, growing)
+        return _Growth(steps, tuple(table.tensors[i] for i in columns), logs, slopes, growing, certain, clock.window)
 
     def _fires(self, run: RunLog, growth: _Growth, i: int, clock: _Clock) -> int | None:
         """The first row at which a tensor has grown for long enough."""
         may = rows_of(run, growth.steps) >= RULE.min_steps - 1
         for first, last in episodes(growth.growing[:, i]):
             lasted = growth.steps[first : last + 1] - growth.steps[first] + 1
-            rows = np.flatnonzero((lasted >= clock.lasting) & may[first : last + 1])
+            long_enough = (lasted >= clock.lasting) | growth.certain[first : last + 1, i]
+            rows = np.flatnonzero(long_enough & may[first : last + 1])
             if len(rows):
                 return first + int(rows[0])
         return None
@@ -178,10 +199,9 @@ class GrowthTowardsOverflow:
         left = max(0, int(math.log(limit / size) / slope)) if 0 < size < limit else 0
         last = row + int(np.argmin(np.append(growth.growing[row:, i], False))) - 1
         slowed = np.isfinite(growth.slopes[last + 1 :, i]).any()
-        rate = rate_at(run, step)
-        now = _decay(run, name, step)
-        holds = float(f"{now + slope / rate:.2g}") if rate > 0 else math.nan
-        decay = f": {holds:.2g} at this rate would hold it, where it is {now:.2g}" if rate > 0 else ""
+        now, rate = _decay(run, name, step), _mean_rate(run, growth, row)
+        holds = float(f"{now + slope / rate:.2g}") if rate > 0 and now >= 0 else 0.0 if now < 0 else math.nan
+        decay = f": {holds:.2g} at this rate would hold it, where it is {now:.2g}" if holds >= 0 else ""
         return found(
             RULE,
             message=f"{name} has grown by {100 * np.expm1(slope):.2g} % a step since about step {onset}: at step {step} "
@@ -200,7 +220,7 @@ class GrowthTowardsOverflow:
                 Evidence(metric="steps left", observed=float(left), step=step, tensor=name, note="at most, at this pace"),
             ),
             advice=f"Stop the growth of {name}: set its weight decay right{decay}. Restart from about step {onset}.",
-            remedy={"weight_decay": holds} if rate > 0 else {},
+            remedy={"weight_decay": holds} if holds >= 0 else {},
         )  # fmt: skip
 
 
@@ -211,6 +231,28 @@ def _rate_rose(run: RunLog, steps: Indices, window: int) -> Flags:
     lr = highest_rates(run)
     rose: Flags = lr[rows_of(run, steps)] > 1.05 * lr[rows_of(run, np.maximum(steps - window, run.steps[0]))]
     return rose
+
+
+def _spent(run: RunLog, steps: Indices) -> Array:
+    """The sum of the rates up to each measured step [n]; of steps without a record it takes the rate of the next."""
+    lr = np.nan_to_num(highest_rates(run)[rows_of(run, steps)])
+    return np.asarray(np.cumsum(lr * np.diff(steps, prepend=steps[:1] - 1)))
+
+
+def _reach(run: RunLog, steps: Indices, begins: Indices, ends: Indices) -> Array:
+    """How far Adam can move each tensor in a step, as a mean over each window: rate x sqrt(elements) [windows, tensors].
+
+    -inf where the optimizer is no Adam or the rate is not known: there any growth may be due to gradients that grow.
+    """
+    reach = np.full((len(ends), len(run.tensors)), -np.inf)
+    if not (run.has("lr", "group") and run.has("beta2", "group")):
+        return reach
+    rows = rows_of(run, steps)
+    lr, beta2 = of_tensors(run, "lr", rows), of_tensors(run, "beta2", rows)
+    total = np.concatenate([np.zeros((1, lr.shape[1])), np.cumsum(np.where(np.isfinite(beta2), lr, np.nan), axis=0)])
+    mean = (total[ends + 1] - total[begins]) / (ends - begins + 1)[:, None]
+    numel = np.array([tensor.numel for tensor in run.tensors], dtype=np.float64)
+    return np.where(np.isfinite(mean), mean * np.sqrt(numel), reach)
 
 
 def _largest(run: RunLog) -> float:
@@ -225,6 +267,14 @@ def _decay(run: RunLog, name: str, step: int) -> float:
     group = next(tensor.group for tensor in run.tensors if tensor.name == name) or 0
     decay = run.table("weight_decay").values[int(rows_of(run, np.array([step]))[0]), group]
     return float(np.nan_to_num(decay))
+
+
+def _mean_rate(run: RunLog, growth: _Growth, row: int) -> float:
+    """The rate over the window whose slope is reported, as a mean; NaN where it is not known."""
+    if not run.has("lr", "group"):
+        return math.nan
+    begin = int(np.searchsorted(growth.steps, growth.steps[row] - growth.window + 1))
+    return float(np.mean(highest_rates(run)[rows_of(run, growth.steps[begin : row + 1])]))
 
 
 def _size(run: RunLog, name: str, step: int) -> float:

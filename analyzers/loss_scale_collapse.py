@@ -181,5 +181,5 @@ def _overflowed(run: RunLog, begin: int, step: int) -> tuple[tuple[str, ...], bo
         return (), False
     table = run.table("grad_nonfinite")
     at = np.flatnonzero(table.steps == run.steps[rows[-1]])
-    bad = np.flatnonzero(table.values[at[0]] > 0)[::-1] if len(at) else []
+    bad: list[int] = np.flatnonzero(table.values[at[0]] > 0)[::-1].tolist() if len(at) else []
     return tuple(table.tensors[i] for i in bad), False

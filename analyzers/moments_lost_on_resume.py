@@ -66,13 +66,16 @@ class MomentsLostOnResume:
         self.thresholds = thresholds or MomentsLostOnResumeThresholds()
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
-        """At most one finding, at step 1."""
+        """At most one finding, at the first step of the attempt."""
         attempt = run.previous()
         before = attempt.streams[run.index] if attempt is not None and run.index < len(attempt.streams) else None
         if before is None or not len(before.tensor_steps):
             raise NoOccasion("there is no attempt before this one in the directory")
         attempts = noted(run, "attempt")
-        if run.steps[0] != 1 or not len(run.stream.tensor_steps) or (attempts and attempts[0].get("count") != 0):
+        first = int(run.steps[0])
+        began = first in (1, *(event.get("first_step") for event in attempts[:1]))  # a resumed run may number its steps on
+        counted = attempts[0].get("count") != 0 if attempts else first != 1
+        if not began or counted or not len(run.stream.tensor_steps) or run.stream.tensor_steps[0] > first:
             raise NoOccasion("the optimizer had counted steps, or its first step is not in the log")
         if attempts and not any(event.get("event") == "open" for event in run.events):
             raise NoOccasion("the optimizer was made anew inside the run: nothing was resumed")
@@ -96,17 +99,17 @@ class MomentsLostOnResume:
         memory = round(1 / (1 - beta2)) if 0 < beta2 < 1 else 1
         yield found(
             RULE,
-            message=f"step 1 starts from the weights of step {steps[row]} of the attempt before, but with new moments: the "
+            message=f"step {first} starts from the weights of step {steps[row]} of the attempt before, but with new moments: the "
             "optimizer's state was not loaded",
-            first_step=1,
-            last_step=1,
-            event_step=1,
-            last_good_step=0,
+            first_step=first,
+            last_step=first,
+            event_step=first,
+            last_good_step=first - 1,
             state=State.ONGOING if len(run.steps) == 1 else State.RECOVERED,
             evidence=(
-                Evidence(metric="weight_norm", observed=float(entry[place]), expected=float(norms[row, place]), step=1,
+                Evidence(metric="weight_norm", observed=float(entry[place]), expected=float(norms[row, place]), step=first,
                          tensor=name, note=f"after step {steps[row]} of the attempt before"),
-                Evidence(metric="applied_steps", observed=0.0, expected=float(steps[row]), note="before step 1"),
+                Evidence(metric="applied_steps", observed=0.0, expected=float(steps[row]), note=f"before step {first}"),
             ),
             advice=f"Load it with the model: optimizer.load_state_dict(saved), as of step {steps[row]}."
             + (f" Without it, warm up again for about {2 * memory} steps." if memory > 1 else ""),

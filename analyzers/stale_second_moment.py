@@ -9,8 +9,8 @@ How it decides:     rms_ratio = sqrt(mean(g^2 / max(v-hat, eps^2))) of a matrix 
                     or in one for two of three records. The ratio cannot pass 1 / sqrt(1 - beta2): for beta2 up to 0.811
                     2.3 is out of reach and the rule does not apply. Not before step 100, nor while the rate still rises
                     or reached its peak less than 20 steps ago. Up to step 1 / (1 - beta2) v-hat averages over the very first
-                    gradients too, healthy runs reach ratios of 3 to 7, and the limit is 8. Embeddings are left out: a rare
-                    row's first gradient always looks so.
+                    gradients too, healthy runs reach ratios of 3 to 7, and the limit is 8, or 5 where half of all matrices
+                    pass it at once. Embeddings are left out: a rare row's first gradient always looks so.
 Known false alarms: About 0.5 per 1,000 steps in small healthy language models at high rates. It does not see the opposite
                     mechanism, a second moment that has decayed too far.
 What to try:        A second moment with a memory five times shorter (1 - beta2 five times as large, beta2 not below 0.9);
@@ -58,6 +58,9 @@ class StaleSecondMomentThresholds(Thresholds):
     """Records of the tensor that are recent."""
     young: float = 8.0
     """rms_ratio up to step 1 / (1 - beta2), where v-hat still holds the very first gradients: healthy runs reach 7."""
+    young_together: float = 5.0
+    """The same where at least half of all matrices, and two, are above it and the last `early` records. In healthy runs half of
+    them together never passed 4.6."""
     early: int = 100
     """Steps at the start that are not judged."""
     settle: int = 20
@@ -84,13 +87,19 @@ class StaleSecondMoment:
         limit = np.minimum(limits.ratio, limits.share_of_ceiling * ceiling)
         judged = np.array([t.role == "matrix" for t in run.tensors], dtype=bool) & (ceiling > limits.ratio)
         judged &= (steps >= limits.early)[:, None] & np.isfinite(values)
-        limit = np.where(steps[:, None] >= np.round(1 / (1 - beta2)), limit, np.maximum(limit, limits.young))
+        grown = steps[:, None] >= np.round(1 / (1 - beta2))
+        together = np.where(grown, limit, np.maximum(limit, limits.young_together))
+        limit = np.where(grown, limit, np.maximum(limit, limits.young))
         rows = rows_of(run, steps)
         judged &= (_rate_has_settled(run, limits.settle)[rows] & (rows >= RULE.min_steps - 1))[:, None]
         if not judged.any():
             raise NotApplicable(_why_not(run, beta2, limits))
         usual = np.where(np.isfinite(values) & (ceiling > limits.ratio), values, 0.0)
         out = judged & _above_history(usual, limit, limits.over_history, limits.history)
+        many = judged & _above_history(usual, together, limits.over_history, limits.early)
+        most = many.sum(axis=1) >= max(2, sum(t.role == "matrix" for t in run.tensors) / 2)
+        out |= many & most[:, None]
+        limit = np.where(most[:, None], together, limit)
         lasting = _two_of_three(out)
         for first, last in episodes((out.sum(axis=1) >= 2) | lasting.any(axis=1), limits.gap, steps):
             order = [i for i in np.argsort(-values[first], kind="stable").tolist() if out[first, i]]

@@ -12,7 +12,7 @@ How it decides:     Update norm over weight norm of a matrix, against its own me
                     the more matrices that could stand out by chance: of n matrices the first limit is 10 + log2(n). LBFGS is
                     not judged: it takes its step lengths from curvature.
 Known false alarms: A deliberate jump of the rate, such as a new phase of training; a head that is trained anew.
-What to try:        After a jump of the rate: the highest rate of before. Else clip the gradient norm at the limit computed from
+What to try:        After a jump of the rate: the rate of the step before, from here on times what it jumped by. Else clip the gradient norm at the limit computed from
                     the run's own recent norms.
 References:         Kosson et al. 2024, arXiv 2305.17212: in balance the ratio of a tensor keeps to sqrt(2 rate decay). Adam's
                     step cannot grow beyond (1 - beta1) / sqrt(1 - beta2) by one gradient (3.2 at 0.9 and 0.999), which is why a
@@ -101,7 +101,7 @@ class UpdateRatioJump:
             order = [i for i in np.argsort(-np.nan_to_num(jumps[first]), kind="stable").tolist() if out[first, i]]
             i = order[0]
             step, ratio, jump = int(steps[first]), float(ratios[first, i]), float(jumps[first, i])
-            cause = _Rate(float(lr[first, i]), float(before[first, i]))
+            cause = _Rate(float(lr[first, i]), float(before[first, i]), float(lr[max(0, first - 1), i]))
             jumped = cause.now > limits.rate_jump * cause.before
             advice, remedy = _advice(run, table.tensors[i], step, cause if jumped else None)
             yield found(
@@ -146,10 +146,11 @@ class UpdateRatioJump:
 
 @dataclass(frozen=True)
 class _Rate:
-    """The rate of a step, and the highest before it."""
+    """The rate of a step, the highest before it, and that of the measured step before."""
 
     now: float
     before: float
+    last: float
 
 
 def _per_rate(ratios: Array, lr: Array) -> Array:
@@ -160,10 +161,11 @@ def _per_rate(ratios: Array, lr: Array) -> Array:
 
 def _advice(run: RunLog, tensor: str, step: int, cause: _Rate | None) -> tuple[str, dict[str, float]]:
     if cause:
+        usual = cause.last if cause.last > 0 else cause.before
         return (
-            f"Keep the rate at step {step} at the highest of before, {cause.before:.3g}, or raise it to {cause.now:.3g} "
-            "over a warmup.",
-            {"peak_lr": cause.before},
+            f"Keep the rate at step {step} at that of before, {usual:.3g} instead of {cause.now:.3g}, and all that follow in "
+            "proportion; or raise it over a warmup.",
+            {"lr_factor": usual / cause.now},
         )
     clip = usual_clip(run, step)
     if clip is None:

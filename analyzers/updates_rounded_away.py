@@ -4,8 +4,9 @@ What it reports:    Weights of 16 bits that keep their bits, step after step, be
 Why it matters:     A bfloat16 has 8 significant bits: an update below 1/512 of a weight is lost when it is added, every time,
                     and a healthy update is about 1/1000. The loss still falls a little, by the few weights that move, and
                     then stays where it is.
-How it decides:     Of the elements that had a gradient, fewer than a fifth changed a bit, in the median of 20 measured steps.
-                    Steps of a rising rate, or below a tenth of the highest rate so far, are not judged.
+How it decides:     Of the elements that had a gradient, fewer than a fifth changed a bit, in the median of 20 measured steps,
+                    or fewer than a tenth in that of 4: the share of thousands of elements is no matter of chance. Steps of a
+                    rising rate, or below a tenth of the highest rate so far, are not judged.
 Known false alarms: None known: torch's Adam and AdamW round to the nearest. Optimizers that round stochastically, or carry
                     what was rounded off (Kahan), lose nothing although few bits change: they are not judged, nor is any other
                     whose formula is not known. Not seen: gains of norms, which stay at 1 below a rate of 1/512 but are few.
@@ -38,7 +39,7 @@ RULE = Rule(
     name="updates-rounded-away",
     severity=Severity.WARNING,
     requires=(("unchanged_fraction", "tensor"), ("update_norm", "tensor"), ("weight_norm", "tensor"), ("lr", "group")),
-    min_steps=20,
+    min_steps=4,
 )
 HALF_SURVIVE = {"bfloat16": 2**-8.5, "float16": 2**-11.5}
 """Update over weight at which half of the updates survive: half the spacing of two numbers is 2^-9 to 2^-8 of them (2^-12 to
@@ -53,6 +54,10 @@ class UpdatesRoundedAwayThresholds(Thresholds):
     """Share of the elements with a gradient that changed: below this four updates of five are lost."""
     window: int = 20
     """Measured steps whose median is judged."""
+    few_changed: float = 0.1
+    """Share below which nine updates of ten are lost."""
+    few: int = 4
+    """Measured steps that are enough to say so."""
     rate: float = 0.1
     """Share of the highest rate so far below which a step belongs to the end of a schedule."""
 
@@ -74,25 +79,18 @@ class UpdatesRoundedAway:
         numel = np.where(coarse, np.array([t.numel for t in run.tensors]), 0.0)
         rates = highest_rates(run)[rows_of(run, unchanged.steps)]
         rows, changed = self._judged(unchanged.values, numel, rates)
-        window = self.thresholds.window
-        if len(rows) < window:
-            raise NotApplicable(f"{len(rows)} steps were measured at a rate worth judging; needs {window}")
-        medians = np.median(sliding_window_view(changed, window), axis=1)
-        falling = rates[rows[window - 1 :]] <= rates[rows[: 1 - window or None]]
-        low = (medians < self.thresholds.changed) & falling
-        if not low.any():
-            if not falling.any():
-                raise NotApplicable("the rate has risen all along")
+        told = self._first(rows, changed, rates)
+        if told is None:
             return
-        at = int(np.argmax(low))
-        row, span = int(rows[at + window - 1]), rows[at : at + window]
-        step, share = int(unchanged.steps[row]), float(medians[at])
+        at, window, low = told
+        span = rows[at - window + 1 : at + 1]
+        step, share, rate = int(unchanged.steps[rows[at]]), float(np.median(changed[at - window + 1 : at + 1])), rates[rows[at]]
         names = _most_lost(run, unchanged.values[span], coarse)
-        needed = float(rates[row]) * self._short_of(run, span, coarse)
-        last = int(unchanged.steps[rows[np.flatnonzero(low)[-1] + window - 1]])
+        needed = float(rate) * self._short_of(run, span, coarse)
+        last = int(unchanged.steps[rows[np.flatnonzero(low)[-1]]])
         yield found(
             RULE,
-            message=f"{1 - share:.0%} of the updates at rate {rates[row]:.3g} are rounded away in the steps up to {step}: the "
+            message=f"{1 - share:.0%} of the updates at rate {rate:.3g} are rounded away in the steps up to {step}: the "
             f"weights are {run.tensors[int(np.argmax(coarse))].dtype}",
             first_step=step,
             last_step=last,
@@ -103,14 +101,36 @@ class UpdatesRoundedAway:
             evidence=(
                 Evidence(metric="unchanged_fraction", observed=1 - share, expected=1 - self.thresholds.changed, step=step,
                          note=f"median of {window} steps, all 16-bit tensors together"),
-                Evidence(metric="lr", observed=float(rates[row]), expected=needed if needed > rates[row] else None, step=step,
+                Evidence(metric="lr", observed=float(rate), expected=needed if needed > rate else None, step=step,
                          note="half would survive at the rate expected"),
             ),
             advice="Keep the weights in float32 and compute in 16 bits with torch.autocast, or use an optimizer with float32 "
             "copies or stochastic rounding."
-            + (f" As it is, half of the updates would survive from a rate of {needed:.2g} on." if needed > rates[row] else ""),
+            + (f" As it is, half of the updates would survive from a rate of {needed:.2g} on." if needed > rate else ""),
             remedy={"master_weights": 1.0},
         )  # fmt: skip
+
+    def _first(self, rows: Indices, changed: Array, rates: Array) -> tuple[int, int, Flags] | None:
+        """The first of the judged rows that says so, the length of the window that does, and all the rows that do.
+
+        Raises:
+            NotApplicable: too few rows, or none at which the rate had not risen.
+        """
+        limits = self.thresholds
+        if len(rows) < limits.few:
+            raise NotApplicable(f"{len(rows)} steps were measured at a rate worth judging; needs {limits.few}")
+        low, steady = np.zeros((2, len(rows)), dtype=bool), np.zeros(len(rows), dtype=bool)
+        for told, window, share in ((low[0], limits.few, limits.few_changed), (low[1], limits.window, limits.changed)):
+            if len(rows) >= window:
+                falling = rates[rows[window - 1 :]] <= rates[rows[: 1 - window]]
+                told[window - 1 :] = falling & (np.median(sliding_window_view(changed, window), axis=1) < share)
+                steady[window - 1 :] |= falling
+        if not steady.any():
+            raise NotApplicable("the rate has risen all along")
+        if not low.any():
+            return None
+        at = int(np.argmax(low.any(axis=0)))
+        return at, limits.window if low[1, at] else limits.few, low.any(axis=0)
 
     def _judged(self, unchanged: Array, numel: Array, rates: Array) -> tuple[Indices, Array]:
         """Rows in which 16-bit weights were compared at a rate worth judging, and the share that changed in each."""

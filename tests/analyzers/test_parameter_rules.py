@@ -410,11 +410,11 @@ def bits(unchanged: Any, lr: Any = 1e-4) -> RunLog:
 
 
 def test_the_rate_at_which_half_survives_is_computed() -> None:
-    finding = only("SK306", bits(np.full(30, 90)))
+    finding = only("SK306", bits(np.full(30, 85)))
     assert (finding.first_step, finding.state) == (20, State.ONGOING)
     # updates of 1e-4 of the weights, and 2^-8.5 = 2.76e-3 needed: 27.6 times the rate
     assert "from a rate of 0.0028 on" in finding.advice
-    assert finding.message.startswith("90% of the updates at rate 0.0001 are rounded away")
+    assert finding.message.startswith("85% of the updates at rate 0.0001 are rounded away")
 
 
 def test_what_is_lost_in_warmup_or_at_the_end_of_a_schedule_is_not_judged() -> None:
@@ -422,7 +422,14 @@ def test_what_is_lost_in_warmup_or_at_the_end_of_a_schedule_is_not_judged() -> N
     assert status("SK306", bits(warmup, np.minimum(1e-3, 2e-5 * np.arange(1, 101)))) is Status.CLEAR
     end = np.where(np.arange(100) < 60, 20, 95)
     assert status("SK306", bits(end, np.where(np.arange(100) < 60, 1e-3, 5e-5))) is Status.CLEAR
-    assert only("SK306", bits(end, np.where(np.arange(100) < 60, 1e-3, 5e-4))).first_step == 71
+    assert only("SK306", bits(end, np.where(np.arange(100) < 60, 1e-3, 5e-4))).first_step == 63
+
+
+def test_nine_updates_of_ten_that_are_lost_are_told_after_four_steps() -> None:
+    finding = only("SK306", bits(np.full(30, 95)))
+    assert (finding.first_step, finding.event_step) == (4, 1)
+    rates = np.minimum(1e-3, 1e-4 * np.arange(1, 31))
+    assert only("SK306", bits(np.full(30, 95), rates)).first_step == 13  # the rate stands still from step 10 on
 
 
 def test_a_rounding_that_ends_is_past() -> None:

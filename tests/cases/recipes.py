@@ -89,6 +89,15 @@ def once(value: float, at: int) -> Callable[[int], float]:
     return lambda step: value if step == at else 1.0
 
 
+def scaled(model: nn.Module, factor: float) -> nn.Module:
+    """The model with matrices `factor` times as large as they were made."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    return model
+
+
 CASES: dict[str, Case] = {
     "healthy": Case(steps=250, clean=True),
     "healthy_unclipped": Case(clip=None, clean=True),
@@ -140,15 +149,15 @@ CASES: dict[str, Case] = {
         steps=120, root_of_zero=(90, "blocks.1.fc1.weight"), expect={"SK301": (90, 90, None)}
     ),
     "growing_weights": Case(
-        steps=200, decay={"blocks.1.fc2.weight": -40.0}, expect={"SK302": (40, 60, "blocks.1.fc2.weight")}
+        steps=200, decay={"blocks.1.fc2.weight": -40.0}, expect={"SK302": (16, 40, "blocks.1.fc2.weight")}
     ),
     "growing_until_nan": Case(
         steps=160, decay={"blocks.1.fc2.weight": -400.0},
-        expect={"SK302": (40, 60, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
+        expect={"SK302": (16, 40, "blocks.1.fc2.weight"), "SK301": (111, 160, None)},
     ),
     "growing_until_overflow": Case(
         steps=240, scale=2.0**16, growth_interval=40, decay={"blocks.1.fc2.weight": -60.0}, twin="healthy_half",
-        expect={"SK302": (40, 60, "blocks.1.fc2.weight"), "SK303": (215, 230, None)},
+        expect={"SK302": (16, 40, "blocks.1.fc2.weight"), "SK303": (215, 230, None)},
     ),
     "falling_scale": Case(
         scale=2.0**16, growth_interval=40, loss_factor=lambda step: 1.15 ** max(0, step - 100), twin="healthy_half",
@@ -169,7 +178,10 @@ CASES: dict[str, Case] = {
     "low_clip_limit": Case(
         steps=310, lr=warmed(5e-3, 40), beta2=0.95, clip=0.02, twin="healthy_high_rate", expect={"SK503": (300, 300, None)}
     ),
-    "large_eps": Case(eps=1e-2, expect={"SK504": (50, 60, None)}),
+    "oversized_initialisation": Case(
+        steps=60, model=lambda: scaled(GPT(width=32, layers=2, heads=2), 20), expect={"SK106": (1, 1, "head.weight")}
+    ),
+    "large_eps": Case(eps=1e-2, expect={"SK504": (10, 20, None)}),
     "schedule_below_zero": Case(
         lr=lambda step: warmed(1e-3)(step) * (1 - max(0, step - 20) / 80), expect={"SK508": (101, 101, None)}
     ),
