@@ -115,7 +115,8 @@ class OversizedInitialisation:
         losses = run.series("loss").values
         for row in np.flatnonzero((gradients.steps >= 1) & (gradients.steps <= self.thresholds.early)).tolist():
             at = int(rows_of(run, gradients.steps[[row]])[0])
-            norm = gradients.values[row, columns] / np.nan_to_num(clipped[at], nan=1.0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                norm = gradients.values[row, columns] / np.nan_to_num(clipped[at], nan=1.0)
             if np.isfinite(norm).all() and np.isfinite(losses[at]):
                 if not losses[at] > 0:
                     raise NotApplicable(f"the loss of step {run.steps[at]} is not above 0")

@@ -163,8 +163,8 @@ def _advice(run: RunLog, tensor: str, step: int, cause: _Rate | None) -> tuple[s
     if cause:
         usual = cause.last if cause.last > 0 else cause.before
         return (
-            f"Keep the rate at step {step} at that of before, {usual:.3g} instead of {cause.now:.3g}, and all that follow in "
-            "proportion; or raise it over a warmup.",
+            f"Multiply the rates from step {step} on by {usual / cause.now:.2g}: {usual:.3g} as before instead of "
+            f"{cause.now:.3g}. Or raise it over a warmup.",
             {"lr_factor": usual / cause.now},
         )
     clip = usual_clip(run, step)

@@ -129,8 +129,9 @@ class UpdatesRoundedAway:
             raise NotApplicable("the rate has risen all along")
         if not low.any():
             return None
-        at = int(np.argmax(low.any(axis=0)))
-        return at, limits.window if low[1, at] else limits.few, low.any(axis=0)
+        either: Flags = low[0] | low[1]
+        at = int(np.argmax(either))
+        return at, limits.window if low[1, at] else limits.few, either
 
     def _judged(self, unchanged: Array, numel: Array, rates: Array) -> tuple[Indices, Array]:
         """Rows in which 16-bit weights were compared at a rate worth judging, and the share that changed in each."""

@@ -21,7 +21,8 @@ def growing(weights: Array, **more: object) -> Outcome:
     """What SK302 says where matrix "a" has weights of these sizes."""
     sizes = np.full((len(weights), 5), 0.05)
     sizes[:, 1] = weights
-    return judge(RULES["SK302"], make_run(np.full(len(weights), 3.0), weight_sumsq=sizes**2 * NUMEL, weight_absmax=sizes, **more))
+    run = make_run(np.full(len(weights), 3.0), weight_sumsq=sizes**2 * NUMEL, weight_absmax=sizes, **more)
+    return judge(RULES["SK302"], run)
 
 
 def test_growth_by_a_factor_is_told_while_the_rate_rises() -> None:
