@@ -5,12 +5,12 @@ Why it matters:     The smallest number of float16 is 6e-8. What is smaller beco
                     trained any more, the others by a gradient of one or two digits. The loss scale is there to prevent it;
                     without a GradScaler, or under a scale that has collapsed or was fixed too low, nothing does.
 How it decides:     Of a matrix, how large its gradient's elements other than 0 are (their root mean square, before clipping)
-                    when multiplied by the loss scale, as float16 saw them: below 8 times its smallest number, while 70 % of
-                    the elements or more are 0, in the median of 20 measured steps; and that of matrices that hold a tenth of
-                    all matrix elements, while some matrix has a gradient that is not all 0 and as small. In small networks up to
-                    60 % of zeros left no mark on the loss. So zeros of sparse inputs, dead units, masks and experts without a
-                    token do not count: what is not 0 beside them is large. Embeddings, whose rows are mostly 0, are left out, and so are vectors. Without a scaler the
-                    scale is 1.
+                    when multiplied by the loss scale, as float16 saw them: below 8 times its smallest number, while 70 % of the
+                    elements or more are 0, in the median of 20 measured steps; and that of matrices that hold a tenth of all
+                    matrix elements, while some matrix has a gradient that is not all 0 and as small. In small networks up to 60
+                    % of zeros left no mark on the loss. So zeros of sparse inputs, dead units, masks and experts without a
+                    token do not count: what is not 0 beside them is large. Embeddings, whose rows are mostly 0, are left out,
+                    and so are vectors. Without a scaler the scale is 1.
 Known false alarms: None known: gradients that do vanish, in a run that has learned everything, underflow too, and it does no
                     harm.
 What to try:        bfloat16, whose smallest number is that of float32; in float16 a GradScaler, with a scale that may grow.

@@ -4,17 +4,17 @@ What it reports:    A tensor whose weights grow by a steady factor every step, u
 Why it matters:     Growth by a factor is patient and then sudden: the loss shows nothing until products of such weights
                     leave the range of the number format, and then everything is NaN at once. By then the checkpoints hold
                     it too.
-How it decides:     Slope of log(weight norm) over the last 50 steps: none of them among the first 50, where every matrix
-                    grows, and at least 10 records over 40 steps. Growth by at least a factor 2 over them; not slowing (the
-                    later half at least 0.8 times as steep as the earlier, where ordinary early growth slows as 1/t); at least
-                    5 times the median slope of all matrices (where there are 3); and that for 10 steps in a row. Fast growth
-                    is told sooner: by a factor 1.6 over 15 steps (3.1 % a step) with halves as steep to 0.9, from the first
-                    step on, for 10 steps in a row. While the rate rises the halves are compared against the sum of rates.
-                    Under Adam growth must be faster than its steps can make it, the rate for every element: what is slower is
-                    learning, however steady. At 6.6 times that, the most that gradients which jump can do, it need not last,
-                    nor do the other matrices matter. The onset is the first step from which the slope over 25 steps stayed above half of the one
-                    reported. Steps left: log(largest finite number / largest weight) / slope, 65504 for float16, 3.4e38 for
-                    bfloat16 and float32. That is the most there can be: squares and products of weights get there earlier.
+How it decides:     Slope of log(weight norm) over the last 50 steps: none of them among the first 50, where every matrix grows,
+                    and at least 10 records over 40 steps. Growth by at least a factor 2 over them; not slowing (the later half
+                    at least 0.8 times as steep as the earlier, where ordinary early growth slows as 1/t); at least 5 times the
+                    median slope of all matrices (where there are 3); and that for 10 steps in a row. Fast growth is told
+                    sooner: by a factor 1.6 over 15 steps (3.1 % a step) with halves as steep to 0.9, from the first step on,
+                    for 10 steps in a row. While the rate rises the halves are compared against the sum of rates. Under Adam
+                    growth must be faster than its steps can make it, the rate for every element: what is slower is learning,
+                    however steady. At 6.6 times that, the most that gradients which jump can do, it need not last, nor do the
+                    other matrices matter. The onset is the first step from which the slope over 25 steps stayed above half of
+                    the one reported. Steps left: log(largest finite number / largest weight) / slope, 65504 for float16, 3.4e38
+                    for bfloat16 and float32. That is the most there can be: squares and products of weights get there earlier.
 Known false alarms: A scale-free matrix (before a normalisation) may grow without harm for a long time.
 What to try:        Weight decay on that tensor, higher by slope / rate than it is; check the sign of the decay and
                     what pushes it; QK-norm for attention projections.

@@ -99,8 +99,8 @@ class MomentsLostOnResume:
         memory = round(1 / (1 - beta2)) if 0 < beta2 < 1 else 1
         yield found(
             RULE,
-            message=f"step {first} starts from the weights of step {steps[row]} of the attempt before, but with new moments: the "
-            "optimizer's state was not loaded",
+            message=f"step {first} starts from the weights of step {steps[row]} of the attempt before, but with new moments: "
+            "the optimizer's state was not loaded",
             first_step=first,
             last_step=first,
             event_step=first,

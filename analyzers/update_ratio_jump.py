@@ -12,8 +12,8 @@ How it decides:     Update norm over weight norm of a matrix, against its own me
                     the more matrices that could stand out by chance: of n matrices the first limit is 10 + log2(n). LBFGS is
                     not judged: it takes its step lengths from curvature.
 Known false alarms: A deliberate jump of the rate, such as a new phase of training; a head that is trained anew.
-What to try:        After a jump of the rate: the rate of the step before, from here on times what it jumped by. Else clip the gradient norm at the limit computed from
-                    the run's own recent norms.
+What to try:        After a jump of the rate: the rate of the step before, from here on times what it jumped by. Else clip the
+                    gradient norm at the limit computed from the run's own recent norms.
 References:         Kosson et al. 2024, arXiv 2305.17212: in balance the ratio of a tensor keeps to sqrt(2 rate decay). Adam's
                     step cannot grow beyond (1 - beta1) / sqrt(1 - beta2) by one gradient (3.2 at 0.9 and 0.999), which is why a
                     factor of 10 is not a matter of one batch.
