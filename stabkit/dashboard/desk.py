@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,15 @@ from stabkit.dashboard.child import COMMAND
 
 __all__ = ["Desk", "Reply"]
 
+Take = Callable[[bytes, float], None]
+"""What is done with an answer, and with the seconds it took."""
+
 _PATIENCE = 0.6
 """Seconds that a question waits for its answer; the browser asks again then."""
 _ROOM = 96_000_000
 """Bytes of answers that are remembered; those asked for longest ago go first."""
+_ORDER = ("rule", "timeline", "tensor", "heatmaps", "verdict")
+"""What is quickly answered goes first."""
 _SHARE = 0.25
 """Of the time, how much a process may spend on answering the same question anew while a log grows."""
 
@@ -75,7 +81,7 @@ class Desk:
             if not entry.busy and (entry.body is None or (entry.stamp != stamp and rested)):
                 entry.asked, entry.busy, entry.done = stamp, True, threading.Event()
                 lane = self._lanes.get(question["what"], self._lanes[""])
-                lane.put(key, lambda body, cost: self._take(entry, body, cost))
+                lane.put(_ORDER.index(question["what"]), key, lambda body, cost: self._take(entry, body, cost))
             done = entry.done
         done.wait(_PATIENCE)
         return Reply(entry.body, entry.stamp, entry.busy)
@@ -93,23 +99,24 @@ class Desk:
 
 
 class _Lane:
-    """One process, and the questions that wait for it; the latest comes first, for somebody looks at its place."""
+    """One process, and the questions that wait for it; of one kind the latest comes first, for somebody looks at its place."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._waiting: queue.LifoQueue[tuple[str, Any]] = queue.LifoQueue()
+        self._waiting: queue.PriorityQueue[tuple[int, int, str, Take]] = queue.PriorityQueue()
+        self._count = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
         self._begun = False
 
-    def put(self, line: str, take: Any) -> None:
-        self._waiting.put((line, take))
+    def put(self, order: int, line: str, take: Take) -> None:
+        self._waiting.put((order, -next(self._count), line, take))
         if not self._begun:
             self._begun = True
             threading.Thread(target=self._work, name=f"stabkit-{self._name}", daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            line, take = self._waiting.get()
+            _, _, line, take = self._waiting.get()
             began = time.monotonic()
             try:
                 body = self._converse(line.encode() + b"\n")
