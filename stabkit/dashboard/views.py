@@ -25,7 +25,7 @@ from stabkit.runlog import RunLog, load
 
 __all__ = ["view"]
 
-_FINDINGS, _EVIDENCE, _MOVERS, _NAMES = 100, 24, 12, 300
+_FINDINGS, _EVIDENCE, _MOVERS, _NAMES = 100, 24, 6, 300
 _POINTS = 800
 _CURVES = ("grad_norm", "grad_norm_used", "update_ratio", "rms_ratio", "exp_avg_sq_mean", "weight_norm", "grad_absmax")
 _DECADES = 1.5
@@ -67,7 +67,6 @@ def _verdict(question: Question) -> Any:
     found = diagnosis.findings
     return {
         "steps": diagnosis.steps,
-        "worst": str(diagnosis.worst) if diagnosis.worst is not None else "",
         "amounts": amounts(found),
         "looked": [able, asked],
         "findings": [_told(diagnosis, finding, first) for finding in found[:_FINDINGS]],

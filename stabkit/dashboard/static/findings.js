@@ -1,7 +1,7 @@
 // The verdict in words: the headline, who moved first, each finding, and what was checked. All texts are text nodes.
 const S = globalThis.Stabkit;
 const SIGNS = { error: "■", warning: "▲", info: "○" };
-const EVIDENCE = 8, TENSORS = 6;
+const EVIDENCE = 8, TENSORS = 6, MOVERS = 6;
 const make = S.make;
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
@@ -69,7 +69,7 @@ export function firstMovers(holder, verdict) {
   if (!verdict.movers.length) { make("p", {}, holder, "No tensor did, or none had a past to be held against."); return; }
   const columns = ["tensor", "step", "lead", "quantity", "usual", "there", "deviations"];
   const body = table(holder, columns, [1, 2, 4, 5, 6]);
-  for (const mover of verdict.movers) {
+  for (const mover of verdict.movers.slice(0, MOVERS)) {
     const row = make("tr", {}, body), cell = (text, number) => make("td", number ? { class: "n" } : {}, row, text);
     name(cell(), mover.tensor);
     cell(mover.step.toLocaleString("en"), true);
@@ -80,7 +80,7 @@ export function firstMovers(holder, verdict) {
     cell(S.number(mover.value), true);
     cell(mover.deviation === "inf" ? "not finite" : String(Math.round(mover.deviation)), true);
   }
-  if (verdict.moved > verdict.movers.length) make("p", { class: "quiet" }, holder, `and ${count(verdict.moved - verdict.movers.length, "more tensor")}`);
+  if (verdict.moved > MOVERS) make("p", { class: "quiet" }, holder, `and ${count(verdict.moved - MOVERS, "more tensor")}`);
 }
 
 function table(holder, titles, numbers) {

@@ -6,7 +6,7 @@ export class Map extends S.Heatmap {
     super(holder, figures);
     this.canvas.addEventListener("click", (event) => {
       const box = this.canvas.getBoundingClientRect(), found = this.at(event.clientX - box.left, event.clientY - box.top, box);
-      if (found) clicked({ ...found, optimizer: this.figure.optimizer, name: this.figure.tensors[found.row] });
+      if (found) clicked({ ...found, metric: this.figure.quantities[this.metric].metric, optimizer: this.figure.optimizer, name: this.figure.tensors[found.row] });
     });
   }
 

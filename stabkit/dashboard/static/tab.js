@@ -1,5 +1,6 @@
 // What the tab shows of a run, and how it keeps up with logs that grow.
 import { answer, get } from "./ask.js";
+import { MOST, compare } from "./compare.js";
 import { cards, checked, firstMovers, headline, show } from "./findings.js";
 import { Map } from "./map.js";
 import { Runs } from "./runs.js";
@@ -18,6 +19,8 @@ export class Tab {
     this.said = make("p", { class: "quiet waiting" }, main, "Looking for runs …");
     const section = (title) => { const made = make("section", { hidden: "" }, main); if (title) make("h2", {}, made, title); return made; };
     this.timeline = make("figure", { class: "chart", id: "timeline" }, section("The run"));
+    this.compared = make("figure", { class: "chart", id: "compared", hidden: "" }, this.timeline.parentNode);
+    this.others = [];
     this.tensors = section("The tensors");
     this.map = null;
     this.panel = new Panel(make("aside", { class: "panel" }, main));
@@ -62,6 +65,7 @@ export class Tab {
     this.head.textContent = "";
     for (const part of [this.timeline.parentNode, this.tensors, this.movers, this.findings, this.checked]) part.hidden = true;
     if (this.map) { this.map.holder.remove(); this.map = null; }
+    this.compare();
     this.say("Reading the log …");
     this.renew();
   }
@@ -94,7 +98,7 @@ export class Tab {
     this.verdictText = text;
     this.verdict = verdict;
     this.say("");
-    this.runs.judged(this.run.key, verdict.worst || (verdict.looked[0] ? "clear" : ""));
+    this.runs.judged(this.run.key, verdict.findings.length ? verdict.findings[0].severity : verdict.looked[0] ? "clear" : "");
     headline(this.head, this.run, verdict);
     firstMovers(this.movers, verdict);
     cards(this.findings, verdict, (finding) => this.panel.rule(finding));
@@ -131,12 +135,25 @@ export class Tab {
     if (this.map) { this.setRange(this.map.figures); this.map.draw(); } else S.range = [this.figure.first, Math.max(this.figure.last, this.figure.first + 1)];
     const bands = this.verdict ? this.verdict.bands : [];
     S.timeline(this.timeline, { ...this.figure, bands }, NAMES);
+    this.drawCompared();
+  }
+
+  // Fetches the losses of the runs that are ticked.
+  async compare() {
+    const chosen = this.runs.runs.filter((run) => this.runs.beside.has(run.key) && run.key !== this.runs.chosen).slice(0, MOST);
+    const told = await Promise.all(chosen.map((run) => answer("timeline", { run: run.key }).then((found) => ({ name: run.name, line: found.data.lines.find((line) => line.metric === "loss") }), () => null)));
+    this.others = told.filter((other) => other && other.line);
+    this.drawCompared();
+  }
+
+  drawCompared() {
+    const own = this.figure && this.figure.lines.find((line) => line.metric === "loss");
+    this.compared.hidden = !own || !this.others.length;
+    if (!this.compared.hidden) compare(this.compared, [{ name: this.run.name, line: own }, ...this.others]);
   }
 
   drawEvidence() {
     if (!this.verdict) return;
     for (const plots of this.findings.querySelectorAll(".plots")) S.evidence(plots, this.verdict.evidence[Number(plots.dataset.finding)] || []);
   }
-
-  compare() {}
 }

@@ -4,6 +4,7 @@ import { name } from "./findings.js";
 
 const S = globalThis.Stabkit;
 const make = S.make;
+const HARM = { info: 1, warning: 2, error: 3 };
 
 export class Panel {
   constructor(holder) {
@@ -38,7 +39,8 @@ export class Panel {
     name(title, tensor.name);
     make("p", { class: "quiet" }, head, `${tensor.shape.join(" × ") || "a scalar"} · ${steps}`);
     this.plots = make("div", { class: "plots" }, this.holder);
-    this.curves = tensor.curves.map((curve) => ({ ...curve, first: cell.first, last: cell.last, severity: "info" }));
+    const first = (curve) => (curve.metric === cell.metric ? 0 : 1);
+    this.curves = tensor.curves.sort((a, b) => first(a) - first(b)).map((curve) => ({ ...curve, first: cell.first, last: cell.last, severity: "info" }));
     this.draw();
     const about = related(verdict, tensor.name, cell);
     if (!about.length) make("p", { class: "quiet" }, this.holder, "No finding is about this tensor or these steps.");
@@ -78,10 +80,13 @@ export class Panel {
   }
 }
 
-// Findings that name the tensor, those nearest to the cell first; else those that last over the cell's steps. One a rule.
+// At most three findings, one a rule: those that last over the cell's steps, or nearly, and name the tensor; then those that
+// only last over them, or only name it.
 function related(verdict, tensor, cell) {
+  const near = Math.max(10, 3 * (cell.last - cell.first + 1));
   const away = (finding) => Math.max(finding.first_step - cell.last, cell.first - finding.last_step, 0);
-  const all = verdict ? verdict.findings : [], naming = all.filter((finding) => finding.tensors.includes(tensor));
-  const chosen = (naming.length ? naming : all.filter((finding) => away(finding) === 0)).sort((a, b) => away(a) - away(b));
-  return chosen.filter((finding, i) => chosen.findIndex((other) => other.rule === finding.rule) === i).slice(0, 3);
+  const rank = (finding) => (away(finding) <= near ? 0 : 2) + (finding.tensors.includes(tensor) ? 0 : 1);
+  const all = verdict ? verdict.findings.filter((finding) => rank(finding) < 3) : [];
+  all.sort((a, b) => rank(a) - rank(b) || HARM[b.severity] - HARM[a.severity] || away(a) - away(b));
+  return all.filter((finding, i) => all.findIndex((other) => other.rule === finding.rule) === i).slice(0, 3);
 }
