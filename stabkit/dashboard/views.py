@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,7 @@ def _tensor(question: Question) -> Any:
     if not 0 <= question["row"] < len(order):
         raise UsageError(f"there is no tensor {question['row']} in this optimizer")
     info = run.tensors[order[question["row"]]]
+    run = replace(run, streams=(run.stream.only(order[question["row"]]),), index=0)
     shown = [metric for metric in _CURVES if run.has(metric, "tensor")]
     if "grad_norm" in shown and "grad_norm_used" in shown:
         shown.remove("grad_norm_used")
