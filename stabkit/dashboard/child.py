@@ -23,8 +23,7 @@ COMMAND = (
 
 def main() -> None:
     """Answer until nobody asks any more."""
-    if hasattr(os, "nice"):
-        os.nice(5)
+    _give_way()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints is no answer
     warnings.simplefilter("ignore")
@@ -34,6 +33,17 @@ def main() -> None:
             replies.flush()
         except BrokenPipeError:
             break
+
+
+def _give_way() -> None:
+    """Let TensorBoard and the training go first, and where memory runs out, be the one that is ended."""
+    if hasattr(os, "nice"):
+        os.nice(5)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:  # not Linux, or not allowed
+        pass
 
 
 def _answer(line: bytes) -> str:

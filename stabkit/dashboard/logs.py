@@ -44,7 +44,8 @@ class Run:
                 for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                     if entry.is_file() and not entry.name.startswith("events.out."):
                         about = entry.stat()
-                        seen.update(f"{entry.name} {about.st_ino} {about.st_size} {about.st_mtime_ns};".encode(errors="replace"))
+                        state = f"{entry.name} {about.st_ino} {about.st_size} {about.st_mtime_ns};"
+                        seen.update(state.encode(errors="replace"))
         except OSError:
             return ""
         return seen.hexdigest()[:16]

@@ -104,11 +104,13 @@ def _app(serve: Callable[[Request], Response]) -> Any:
 
 def _asset(package: str, folder: str, name: str, request: Request) -> Response:
     kind = _CSS if name.endswith(".css") else _JAVASCRIPT
-    return http_util.Respond(request, (files(package) / folder / name).read_bytes(), kind)
+    reply: Response = http_util.Respond(request, (files(package) / folder / name).read_bytes(), kind)
+    return reply
 
 
 def _respond(request: Request, content: Any, code: int = 200) -> Response:
-    return http_util.Respond(request, content, _JSON, code=code)
+    reply: Response = http_util.Respond(request, content, _JSON, code=code)
+    return reply
 
 
 def _shown(name: str) -> str:

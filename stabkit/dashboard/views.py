@@ -1,4 +1,4 @@
-"""What the Stability tab shows of a run, as plain data: the report's figures, the findings in words, a tensor's curves, a rule."""
+"""What the Stability tab shows of a run, as plain data: the report's figures, findings in words, curves of a tensor, a rule."""
 
 from __future__ import annotations
 

@@ -32,16 +32,19 @@ select.value = [...select.options].find((option) => option.text.startsWith(args[
 select.dispatchEvent(new Event("change"));
 """
 CLICK = """
-const row = [...document.querySelectorAll(".names > *")].findIndex((each) => each.title === args[0]);
+const rows = [...document.querySelectorAll(".names > *")], row = rows.findIndex((each) => each.title === args[0]);
 const canvas = document.querySelector(".map canvas"), box = canvas.getBoundingClientRect();
-const at = { clientX: box.left + args[1] * box.width, clientY: box.top + (row + 0.5) * box.height / document.querySelectorAll(".names > *").length };
-canvas.dispatchEvent(new MouseEvent("click", { ...at, bubbles: true }));
+const clientX = box.left + args[1] * box.width, clientY = box.top + (row + 0.5) * box.height / rows.length;
+canvas.dispatchEvent(new MouseEvent("click", { clientX, clientY, bubbles: true }));
 """
 PICK = "[...document.querySelectorAll('.runs button')].find((button) => button.title === args[0]).click();"
 NAMES = 'return [...document.querySelectorAll(".names > *")].map((row) => row.title);'
 HEADLINE = 'const h = document.querySelector(".verdict h1"); return h && h.textContent;'
-STEPS = 'const p = document.querySelector(".verdict .run .quiet"); return p ? Number(p.textContent.replace(/[^0-9]/g, "")) : 0;'
-READY = 'return Boolean(document.querySelector(".map canvas") && document.querySelector(".verdict h1") && document.querySelector("#timeline path.curve"));'
+STEPS = """
+const told = document.querySelector(".verdict .run .quiet");
+return told ? Number(told.textContent.replace(/[^0-9]/g, "")) : 0;
+"""
+READY = 'return [".map canvas", ".verdict h1", "#timeline path.curve"].every((each) => document.querySelector(each));'
 
 
 class Tab:
@@ -61,8 +64,8 @@ class Tab:
 
     def complaints(self) -> list[str]:
         """What went wrong, TensorBoard's own complaints about graphics left out."""
-        told = [entry["message"] for entry in self.browser.log() if entry["level"] == "SEVERE" or "stabkit/" in entry["message"]]
-        return [message for message in told if "willReadFrequently" not in message]
+        bad = [entry for entry in self.browser.log() if entry["level"] == "SEVERE" or "stabkit/" in entry["message"]]
+        return [entry["message"] for entry in bad if "willReadFrequently" not in entry["message"]]
 
     def texts(self) -> str:
         return str(self.run("return document.body.textContent;"))
@@ -102,7 +105,8 @@ def test_timeline_heatmap_and_findings_of_a_broken_run(logdir: Path, browser: Br
         unfolded = tab.run(NAMES)
         assert unfolded.index("first.weight") < unfolded.index("blocks.0.0.weight") < unfolded.index("head.weight")
         tab.run('[...document.querySelectorAll(".names button")].find((each) => each.title === "blocks.1").click();')
-        assert set(unfolded) - set(tab.run(NAMES)) == {f"blocks.1.{part}" for part in ("0.weight", "0.bias", "1.weight", "1.bias")}
+        gone = {f"blocks.1.{part}" for part in ("0.weight", "0.bias", "1.weight", "1.bias")}
+        assert set(unfolded) - set(tab.run(NAMES)) == gone
         tab.run('document.getElementById("map-fold").click();')
         assert "first.weight" not in tab.run(NAMES) and "first" in tab.run(NAMES)
         tab.run('document.getElementById("map-fold").click();')
