@@ -38,7 +38,11 @@ class Run:
 
     def stamp(self) -> str:
         """A text that is another one when anything was added to the log; "" where it is gone."""
-        seen = hashlib.sha1(usedforsecurity=False)
+        return self.state()[0]
+
+    def state(self) -> tuple[str, int]:
+        """The stamp, and how many bytes the log has."""
+        seen, size = hashlib.sha1(usedforsecurity=False), 0
         try:
             for folder in self._folders():
                 for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -46,9 +50,10 @@ class Run:
                         about = entry.stat()
                         state = f"{entry.name} {about.st_ino} {about.st_size} {about.st_mtime_ns};"
                         seen.update(state.encode(errors="replace"))
+                        size += about.st_size
         except OSError:
-            return ""
-        return seen.hexdigest()[:16]
+            return "", 0
+        return seen.hexdigest()[:16], size
 
     def _folders(self) -> Iterator[Path]:
         for rank in rank_directories(self.path).values():

@@ -63,7 +63,10 @@ class StabilityPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Stability")
 
     def _serve_runs(self, request: Request) -> Response:
-        runs = [{"key": run.key, "name": _shown(run.name), "stamp": run.stamp()} for run in self._logs.runs().values()]
+        runs = []
+        for run in self._logs.runs().values():
+            stamp, size = run.state()
+            runs.append({"key": run.key, "name": _shown(run.name), "stamp": stamp, "bytes": size})
         return _respond(request, {"runs": runs})
 
     def _serve_view(self, what: str, request: Request) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from stabkit.metric import METRICS, Array
 from stabkit.report import figures
 from stabkit.report.downsample import keep
 from stabkit.report.heatmap import heatmap, modules
-from stabkit.report.json import line
+from stabkit.report.json import encodable, finding_as_data
 from stabkit.report.movers import LEAD, LIMIT, PAST, movers
 from stabkit.report.pages import SECTIONS, paragraphs, sections
 from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
@@ -63,13 +62,12 @@ def _verdict(question: Question) -> Any:
     diagnosis = analyze(run)
     able, asked = looked(diagnosis.outcomes)
     target, ranking = movers(run, diagnosis)
-    first = {mover.tensor: mover.step for mover in reversed(ranking)}
     found = diagnosis.findings
     return {
         "steps": diagnosis.steps,
         "amounts": amounts(found),
         "looked": [able, asked],
-        "findings": [_told(diagnosis, finding, first) for finding in found[:_FINDINGS]],
+        "findings": [_told(finding) for finding in found[:_FINDINGS]],
         "more": max(len(found) - _FINDINGS, 0),
         "bands": figures.timeline(run, diagnosis)["bands"][:_FINDINGS],
         "evidence": [figures.evidence(run, finding) for finding in found[:_EVIDENCE]],
@@ -81,9 +79,9 @@ def _verdict(question: Question) -> Any:
     }
 
 
-def _told(diagnosis: Diagnosis, finding: Finding, first: Mapping[str, int]) -> dict[str, Any]:
+def _told(finding: Finding) -> dict[str, Any]:
     """One finding: as in the JSON output, and in words."""
-    told: dict[str, Any] = json.loads(line(diagnosis, finding))
+    told: dict[str, Any] = {"rule": finding.rule, "name": finding.name, **encodable(finding_as_data(finding))}
     told["tensors"], told["tensor_count"] = told["tensors"][:_NAMES], len(finding.tensors)
     harm = finding.event_step
     lead = harm - finding.first_step if harm is not None and harm > finding.first_step else None

@@ -4,7 +4,8 @@ const SIGNS = { error: "■", warning: "▲", info: "○" };
 const EVIDENCE = 8, TENSORS = 6, MOVERS = 6;
 const make = S.make;
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// With a capital at its beginning, unless that is a name, and a full stop at its end.
+const sentence = (text) => (/^\p{L}+[,:;]?( |$)/u.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text) + (/[.!?]$/.test(text) ? "" : ".");
 const count = (amount, noun) => `${amount.toLocaleString("en")} ${noun}${amount === 1 ? "" : "s"}`;
 
 export function name(parent, text) {

@@ -1,9 +1,11 @@
 // The report's heatmap, in the tab: keeps what was chosen while the log grows, follows TensorBoard's colours, hears clicks.
 const S = globalThis.Stabkit;
 
-export class Map extends S.Heatmap {
+export class TensorMap extends S.Heatmap {
   constructor(holder, figures, clicked) {
-    super(holder, figures);
+    super(holder, figures, "update_ratio");
+    this.touched = false;
+    for (const select of [this.quantity, this.optimizer]) select.addEventListener("change", () => { this.touched = true; });
     this.canvas.addEventListener("click", (event) => {
       const box = this.canvas.getBoundingClientRect(), found = this.at(event.clientX - box.left, event.clientY - box.top, box);
       if (found) clicked({ ...found, metric: this.figure.quantities[this.metric].metric, optimizer: this.figure.optimizer, name: this.figure.tensors[found.row] });
@@ -21,13 +23,21 @@ export class Map extends S.Heatmap {
 
   // The same log with more in it: quantity, colours and folds stay as they were chosen.
   renew(figures) {
-    const chosen = this.figure.quantities[this.metric].metric, open = this.open, modules = this.figure.modules.length;
+    const open = this.open, modules = this.figure.modules.length;
     this.figures = figures;
     this.decoded.clear();
     this.choose(Math.min(this.which, figures.length - 1));
     if (this.figure.modules.length === modules) this.open = open;
-    this.metric = Math.max(0, this.figure.quantities.findIndex((each) => each.metric === chosen));
-    this.quantity.value = String(this.metric);
+    this.draw();
+  }
+
+  // Shows a quantity, unless somebody has chosen another.
+  prefer(metric) {
+    if (this.touched || metric === this.wanted || !this.figure.quantities.some((each) => each.metric === metric)) return;
+    const open = this.open;
+    this.wanted = metric;
+    this.choose(this.which);
+    this.open = open;
     this.draw();
   }
 

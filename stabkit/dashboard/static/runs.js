@@ -8,7 +8,7 @@ export class Runs {
     this.compare = compare;
     this.chosen = "";
     this.beside = new Set();
-    this.worst = new Map();  // key -> severity, "clear"
+    this.worst = new Map();  // key -> {severity or "clear", stamp, time}
     this.runs = [];
     S.make("h2", {}, holder, "Runs");
     this.filter = S.make("input", { type: "search", placeholder: "filter", "aria-label": "Filter runs" }, holder);
@@ -30,10 +30,16 @@ export class Runs {
     if (runs.length && !runs.some((run) => run.key === this.chosen)) this.pick(runs[0].key);
   }
 
-  judged(key, severity) {
-    if (this.worst.get(key) === severity) return;
-    this.worst.set(key, severity);
-    this.draw();
+  judged(run, severity) {
+    const old = this.worst.get(run.key);
+    this.worst.set(run.key, { severity, stamp: run.stamp, time: Date.now() });
+    if (!old || old.severity !== severity) this.draw();
+  }
+
+  // A run below a size, other than the shown one, that was not judged yet, or that has grown since.
+  unjudged(bytes) {
+    const old = ({ key, stamp }) => { const told = this.worst.get(key); return !told || (told.stamp !== stamp && Date.now() - told.time > 20000); };
+    return this.runs.find((run) => run.bytes < bytes && run.key !== this.chosen && old(run));
   }
 
   pick(key) {
@@ -61,7 +67,7 @@ export class Runs {
       name.addEventListener("click", () => this.pick(run.key));
       if (run.key === focused) name.focus();
       if (run.live) S.make("span", { class: "live", title: "its log grows" }, item, "live");
-      const worst = this.worst.get(run.key);
+      const worst = (this.worst.get(run.key) || {}).severity;
       S.make("span", { class: `severity ${worst || ""}`, title: worst || "not judged yet" }, item, SIGNS[worst] || "");
     }
   }

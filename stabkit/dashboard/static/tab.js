@@ -2,13 +2,14 @@
 import { answer, get } from "./ask.js";
 import { MOST, compare } from "./compare.js";
 import { cards, checked, firstMovers, headline, show } from "./findings.js";
-import { Map } from "./map.js";
+import { TensorMap } from "./map.js";
 import { Runs } from "./runs.js";
 import { Panel } from "./tensor.js";
 
 const S = globalThis.Stabkit;
-const LOOK = 2000, NAMES = 210;
+const LOOK = 2000, NAMES = 210, CHEAP = 64e6;
 const make = S.make;
+const severityOf = (verdict) => (verdict.findings.length ? verdict.findings[0].severity : verdict.looked[0] ? "clear" : "");
 
 export class Tab {
   constructor(body) {
@@ -48,9 +49,20 @@ export class Tab {
         if (!runs.length) this.say("There is no log of stabkit here. Record one with stabkit.watch(model, optimizer, logdir).");
         const now = runs.find((run) => this.run && run.key === this.run.key);
         if (now && !this.busy && this.stamps && Object.values(this.stamps).some((stamp) => stamp !== now.stamp)) await this.renew();
+        else if (!this.busy && !this.judging) this.judgeAnother();
       } catch (error) { this.say(`TensorBoard does not answer: ${error.message}`); }
     }
     setTimeout(() => this.look(), LOOK);
+  }
+
+  // Runs that nobody has opened are judged one at a time, as long as that is cheap, so that the list tells which to open.
+  async judgeAnother() {
+    const run = this.runs.unjudged(CHEAP);
+    if (!run) return;
+    this.judging = true;
+    const told = await answer("verdict", { run: run.key }).catch(() => ({ data: null }));
+    this.runs.judged(run, told.data ? severityOf(told.data) : "");
+    this.judging = false;
   }
 
   say(text) {
@@ -98,14 +110,24 @@ export class Tab {
     this.verdictText = text;
     this.verdict = verdict;
     this.say("");
-    this.runs.judged(this.run.key, verdict.findings.length ? verdict.findings[0].severity : verdict.looked[0] ? "clear" : "");
+    this.runs.judged(this.run, severityOf(verdict));
     headline(this.head, this.run, verdict);
     firstMovers(this.movers, verdict);
     cards(this.findings, verdict, (finding) => this.panel.rule(finding));
     checked(this.checked, verdict);
     this.checked.hidden = false;
+    this.prefer();
     this.drawTimeline();
     this.drawEvidence();
+  }
+
+  // The heatmap opens with the quantity that the worst finding is about.
+  prefer() {
+    const worst = this.verdict && this.verdict.findings[0];
+    if (!worst || !this.map) return;
+    const shown = new Set(this.map.figure.quantities.map((each) => each.metric));
+    const about = worst.evidence.map((item) => item.metric).find((metric) => shown.has(metric) || metric.startsWith("grad_"));
+    if (about) this.map.prefer(shown.has(about) ? about : "grad_norm");
   }
 
   takeMaps(figures) {
@@ -114,7 +136,8 @@ export class Tab {
     this.setRange(figures);
     if (this.map) { this.map.renew(figures); return; }
     const holder = make("div", { id: "heatmap" }, this.tensors);
-    this.map = new Map(holder, figures, (cell) => this.panel.tensor(this.run, cell, this.verdict));
+    this.map = new TensorMap(holder, figures, (cell) => this.panel.tensor(this.run, cell, this.verdict));
+    this.prefer();
   }
 
   setRange(figures) {
