@@ -52,8 +52,11 @@ class Tab:
         return self.told(route, **query)["data"]
 
     def runs(self) -> dict[str, str]:
-        """key by name."""
-        return {run["name"]: run["key"] for run in json.loads(self.get("runs").text)["runs"]}
+        """key by name; the first walk may take longer than an answer waits for it."""
+        end = time.monotonic() + 30
+        while not (runs := json.loads(self.get("runs").text)["runs"]) and time.monotonic() < end:
+            pass
+        return {run["name"]: run["key"] for run in runs}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +225,10 @@ def test_roots() -> None:
 def test_two_directories_with_names(tmp_path: Path) -> None:
     for name in ("x", "y"):
         write_log(tmp_path / name / "run", 3, ["w"], spike=0).close()
-    found = Logs(roots_of("", f"first:{tmp_path / 'x'},second:{tmp_path / 'y'}")).runs()
+    logs = Logs(roots_of("", f"first:{tmp_path / 'x'},second:{tmp_path / 'y'}"))
+    end = time.monotonic() + 30
+    while not (found := logs.runs()) and time.monotonic() < end:
+        pass
     assert [run.name for run in found.values()] == ["first/run", "second/run"]
 
 
