@@ -218,4 +218,14 @@ def _columns(blocks: list[_Block], steps: int, tensors: int) -> LazyColumns:
                 values[block.at, block.place] = block.records[name][block.rows]
         return values
 
-    return LazyColumns(tuple(names), read)
+    def narrow(index: int) -> LazyColumns:
+        return _columns([part for block in blocks for part in _of_tensor(block, index, tensors)], steps, 1)
+
+    return LazyColumns(tuple(names), read, narrow)
+
+
+def _of_tensor(block: _Block, index: int, tensors: int) -> list[_Block]:
+    """The block with one tensor's records only; nothing where it has none."""
+    found = np.flatnonzero(np.arange(tensors)[block.place] == index)
+    at = block.at if isinstance(block.at, slice) else block.at.ravel()
+    return [_Block(block.records[:, column : column + 1], block.rows, at, slice(0, 1)) for column in found.tolist()]

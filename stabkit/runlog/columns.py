@@ -9,7 +9,7 @@ import numpy as np
 from stabkit.metric import Array
 from stabkit.runlog.format import COLUMN_NAMES
 
-__all__ = ["LazyColumns", "OrMissing"]
+__all__ = ["LazyColumns", "OrMissing", "of_tensor"]
 
 
 class LazyColumns(Mapping[str, Array]):
@@ -18,10 +18,14 @@ class LazyColumns(Mapping[str, Array]):
     Args:
         names: The names there are.
         read: Makes the array of a name.
+        narrow: Makes the columns of one tensor, given its index, without reading those of the others.
     """
 
-    def __init__(self, names: tuple[str, ...], read: Callable[[str], Array]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], read: Callable[[str], Array], narrow: Callable[[int], Mapping[str, Array]] | None = None
+    ) -> None:
         self._names, self._read = dict.fromkeys(names), read
+        self.narrow = narrow
         self._kept: dict[str, Array] = {}
 
     def __getitem__(self, name: str) -> Array:
@@ -57,3 +61,10 @@ class OrMissing(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(COLUMN_NAMES)
+
+
+def of_tensor(columns: Mapping[str, Array], index: int) -> Mapping[str, Array]:
+    """The columns of one tensor, each [steps, 1]: of a log of gigabytes only what belongs to it is read, where that can be."""
+    if isinstance(columns, LazyColumns) and columns.narrow:
+        return columns.narrow(index)
+    return LazyColumns(tuple(columns), lambda name: columns[name][:, index : index + 1])

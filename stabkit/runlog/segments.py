@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stabkit.errors import LogVersionError
 from stabkit.runlog.format import (
@@ -24,6 +26,14 @@ from stabkit.runlog.format import (
 )
 
 __all__ = ["Segment", "read_segments"]
+
+_LATELY = 2_000_000_000
+"""Nanoseconds."""
+_REMEMBERED = 512
+"""Files whose records are remembered as checked: 2 million steps; at 4,096 rows each, 16 MB."""
+_State = tuple[str, int, int, int, np.dtype[Any]]
+"""Path, inode, size, time of the last change, and what its records are."""
+_checked: dict[_State, NDArray[np.int64]] = {}
 
 _PATTERN = "-[0-9][0-9][0-9][0-9][0-9][0-9].npy"
 
@@ -97,11 +107,28 @@ def _read(path: Path, header: Header) -> tuple[Segment, list[str]]:
 
 def _map(path: Path, dtype: np.dtype[Any]) -> tuple[Segment, int]:
     """The segment, and how many bytes of an incomplete record follow it."""
-    count, rest = divmod(max(path.stat().st_size - HEADER_BYTES, 0), dtype.itemsize)
+    about = path.stat()
+    count, rest = divmod(max(about.st_size - HEADER_BYTES, 0), dtype.itemsize)
     records: Records = np.empty(0, dtype)
     if count:
         records = np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,)).view(np.ndarray)
-    return Segment(records, np.flatnonzero(valid_records(records))), rest
+    return Segment(records, _undamaged((str(path), about.st_ino, about.st_size, about.st_mtime_ns, dtype), records)), rest
+
+
+def _undamaged(state: _State, records: Records) -> NDArray[np.int64]:
+    """Which records are undamaged. A file that has not changed since it was checked is not checked again.
+
+    Whoever looks at a run over and over would read all of it every time. What was written lately is always checked: file
+    systems keep times in steps, and a change within one would go unseen.
+    """
+    rows = _checked.get(state)
+    if rows is None:
+        rows = np.flatnonzero(valid_records(records))
+        if time.time_ns() - state[3] > _LATELY:
+            while len(_checked) >= _REMEMBERED:
+                _checked.pop(next(iter(_checked)), None)
+            _checked[state] = rows
+    return rows
 
 
 def _problems(segment: Segment, rest: int, promised: int | None) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabkit.metric import Array
-from stabkit.runlog.columns import LazyColumns
+from stabkit.runlog.columns import LazyColumns, of_tensor
 from stabkit.runlog.record import TensorInfo
 
 __all__ = ["Series", "Steps", "Stream", "Table"]
@@ -110,6 +110,10 @@ class Stream:
             columns=LazyColumns(tuple(self.columns), lambda name: self.columns[name][:measured]),
             batches={number: names for number, names in self.batches.items() if number <= step},
         )
+
+    def only(self, tensor: int) -> Stream:
+        """The same steps with the records of one tensor only, given by its index."""
+        return replace(self, tensors=(self.tensors[tensor],), columns=of_tensor(self.columns, tensor))
 
     def measured(self, column: str) -> bool:
         """Whether a stored column holds at least one number."""

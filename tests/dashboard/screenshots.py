@@ -1,0 +1,54 @@
+"""Pictures of the Stability tab: `python -m tests.dashboard.screenshots LOGDIR RUN TENSOR STEP [FOLDER]`."""
+
+from __future__ import annotations
+
+import base64
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_browser import tensorboard
+from test_stability_tab import CLICK, NAMES, PICK, STEPS, Tab
+
+from tests.browser import Browser, process, wait_for
+
+WIDTH, HEIGHT = 1440, 1500
+
+
+def take(tab: Tab, target: Path) -> None:
+    """Write what the window shows."""
+    time.sleep(1)
+    target.write_bytes(base64.b64decode(tab.browser.command("Page.captureScreenshot", format="png")["data"]))
+
+
+def main(logdir: Path, run: str, tensor: str, step: int, folder: Path) -> None:
+    """The tab in light, and after a click on a tensor's cell in dark."""
+    with tempfile.TemporaryDirectory() as scratch, tensorboard(logdir, Path(scratch) / "tensorboard.log") as address:
+        with process(["chromedriver", "--port=0"], Path(scratch) / "log", r"started successfully on port (\d+)") as port:
+            browser = Browser(f"http://127.0.0.1:{port}", Path(scratch) / "profile")
+            size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+            browser.command("Emulation.setDeviceMetricsOverride", **size)
+            tab = Tab(browser, address)
+            tab.run(PICK, run)
+            wait_for(lambda: tab.run('return document.querySelectorAll(".runs .severity:empty").length;') == 0)
+            told = 'const told = document.querySelector(".verdict .run code"); return told && told.title;'
+            wait_for(lambda: tab.run(told) == run and tab.run('return document.querySelectorAll(".map canvas").length;'))
+            take(tab, folder / "stability-tab.png")
+            module = tensor.rsplit(".", 2)[0]
+            if tensor not in tab.run(NAMES):
+                tab.run('[...document.querySelectorAll(".names button")].find((b) => b.title === args[0]).click();', module)
+            steps = tab.run(STEPS)
+            browser.run('document.body.classList.add("dark-mode");')
+            tab.run(CLICK, tensor, (step - 1) / (steps - 1))
+            wait_for(lambda: tab.run('return document.querySelectorAll(".panel .page").length;'))
+            tab.run('document.querySelector("main").scrollTop = document.querySelector(".tools").offsetTop - 70;')
+            take(tab, folder / "stability-tab-dark.png")
+            browser.close()
+
+
+if __name__ == "__main__":
+    where, name, of, at = sys.argv[1:5]
+    main(Path(where), name, of, int(at), Path(sys.argv[5] if len(sys.argv) > 5 else "docs"))
