@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # remedies are trained in processes of their own
+
 import argparse
 import json
 import platform
@@ -22,8 +26,10 @@ from benchmarks.score.compare import compare
 from benchmarks.score.corpus import RUNS, Case, read_cases
 from benchmarks.score.curves import curves_of
 from benchmarks.score.picture import picture
+from benchmarks.score.published import published
+from benchmarks.score.remedy import chosen, told, train_again
 from benchmarks.score.report import page
-from benchmarks.score.tally import Seen, by_class, by_rule, confidences, stabkit_figures
+from benchmarks.score.tally import Seen, by_class, by_family, by_rule, confidences, stabkit_figures
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -39,15 +45,22 @@ def look(case: Case) -> Seen:
 
 
 def score(seen: tuple[Seen, ...], tune: tuple[Seen, ...], about: dict[str, Any], shifts: int) -> dict[str, Any]:
-    """Everything as plain data."""
+    """Everything that follows from the runs alone, as plain data."""
     draws = Resampled(len(seen))
     healthy = [one for one in seen if one.case.healthy]
     about |= {"runs": len(seen), "healthy": len(healthy), "healthy_steps": sum(one.length for one in healthy),
               "events": sum(len(one.case.events) for one in seen)}  # fmt: skip
     return {
         "schema": 1, "about": about, "stabkit": stabkit_figures(seen, draws, shifts), "classes": by_class(seen, draws),
-        "rules": by_rule(seen, draws), "confidence": confidences(seen), "baselines": compare(seen, tune, draws),
+        "families": by_family(seen), "rules": by_rule(seen, draws), "confidence": confidences(seen),
+        "baselines": compare(seen, tune, draws),
     }  # fmt: skip
+
+
+def heal(seen: tuple[Seen, ...], runs: Path, jobs: int, most: int) -> dict[str, Any]:
+    """What became of the sick runs trained again; all of them where `most` is 0."""
+    trials = chosen(seen, most or None)
+    return told(trials, train_again(trials, runs, jobs), sum(not one.case.healthy for one in seen))
 
 
 def main() -> None:
@@ -58,7 +71,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--shifts", type=int, default=1000)
-    parser.add_argument("--write-confidence", action="store_true", help="write analyzers/measured.json")
+    parser.add_argument("--published", action=argparse.BooleanOptionalAction, default=True, help="ask published tools too")
+    parser.add_argument("--remedies", type=int, nargs="?", const=0, metavar="N",
+                        help="train sick runs again with their remedies; at most N, in turn from every class")  # fmt: skip
+    parser.add_argument("--write-confidence", type=Path, nargs="?", const=MEASURED, metavar="FILE",
+                        help="write what was measured of each rule; to analyzers/measured.json by default")  # fmt: skip
     options = parser.parse_args()
     cases = read_cases(options.runs, {options.part, "tune"})  # limits of baselines are always set on the tune part
     if not any(case.part == options.part for case in cases):
@@ -67,13 +84,17 @@ def main() -> None:
         everything = tuple(pool.map(look, cases, chunksize=4))
     seen = tuple(one for one in everything if one.case.part == options.part)
     data = score(seen, tuple(one for one in everything if one.case.part == "tune"), _about(options.part), options.shifts)
+    if options.published:
+        data["published"] = published(seen, Resampled(len(seen)), options.jobs)
+    if options.remedies is not None:
+        data["remedies"] = heal(seen, options.runs, options.jobs, options.remedies)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "accuracy.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (options.out / "accuracy.svg").write_text(picture(data), encoding="utf-8")
     (options.out / "ACCURACY.md").write_text(page(data), encoding="utf-8")
     if options.write_confidence:
         known = {"schema": 1, **{k: data["about"][k] for k in ("part", "date", "commit")}, "rules": data["confidence"]}
-        MEASURED.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        options.write_confidence.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     print(options.out / "ACCURACY.md")
 
 

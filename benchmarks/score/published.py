@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.score.bootstrap import Resampled
 from benchmarks.score.curves import Curves
-from benchmarks.score.match import merged
+from benchmarks.score.match import HORIZONS, merged
 from benchmarks.score.tally import Seen, figures
 
 __all__ = ["TOOLS", "Said", "Tool", "ask", "published", "write_csv"]
@@ -164,11 +164,12 @@ def _answer(tool: Tool, file: Path) -> Said | None:
 
 def _figures(seen: Sequence[Seen], said: Sequence[Said], draws: Resampled, together: bool = True) -> dict[str, Any]:
     sick = np.array([not one.case.healthy for one in seen], dtype=float)
-    alarmed, named = (np.array(flags, dtype=float) for flags in ([one.alarmed for one in said], [bool(one.steps) for one in said]))
-    steps = [merged(one.steps).tolist() if together else one.steps for one in said]
+    alarmed = np.array([one.alarmed for one in said], dtype=float)
+    named = np.array([bool(one.steps) for one in said], dtype=float)
+    told = figures(seen, [merged(one.steps).tolist() if together else one.steps for one in said], draws)
     return {
         "sick_alarmed": draws.ratio(alarmed * sick, sick).data(),
         "healthy_alarmed": draws.ratio(alarmed * (1 - sick), 1 - sick).data(),
         "sick_named": draws.ratio(named * sick, alarmed * sick).data(),
-        **{horizon: {"detected": told["detected"]} for horizon, told in figures(seen, steps, draws).items() if horizon[0] == "H"},
-    }  # fmt: skip
+        **{f"H{horizon}": {"detected": told[f"H{horizon}"]["detected"]} for horizon in HORIZONS},
+    }
