@@ -21,5 +21,6 @@ def figure(data: Data | None, percent: bool = True) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown."""
+    bar = r"\|"
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', ',') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', bar) for cell in line)} |" for line in lines)

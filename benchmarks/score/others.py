@@ -54,11 +54,13 @@ def remedies(data: Data) -> str:
     return "\n\n".join([
         f"Tried is the remedy of the earliest cause of warning or error that has one in numbers. It heals where the run "
         f"trained again at the same budget has no event and ends within three deviations of the seeds of its healthy twin. "
-        f"{len(runs)} of {told['sick']} sick runs; the others hold faults that no number can heal, or were left out.",
-        table(("class", "rule", "healed of those tried, %", "tried", "healed of all, %", "without a remedy"), rows),
+        f"{len(runs)} of {told['sick']} sick runs; the others hold faults that no number can heal, or were left out. In "
+        f"{told['without']} of the {len(runs)} no finding has a remedy: not tried, and not healed of all.",
+        table(("class", "rule", "healed of those tried, %", "tried", "healed of all, %", "all"), rows),
         table(("run", "class", "rule", "remedy", "outcome"), runs),
     ])  # fmt: skip
 
 
 def _healed(told: Data) -> tuple[object, ...]:
-    return figure(told["healed"]), int(told["healed"]["count"]), figure(told["healed_of_all"]), told["untried"]
+    tried, runs = told["healed"], told["healed_of_all"]
+    return figure(tried), int(tried["count"]), figure(runs), int(runs["count"])

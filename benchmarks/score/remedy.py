@@ -15,10 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.score.bootstrap import Estimate, wilson
 from benchmarks.score.tally import Seen
 
 __all__ = ["Trial", "chosen", "told", "train_again"]
+
+
+WITHOUT = "no remedy in numbers"
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def chosen(seen: Sequence[Seen], most: int | None = None) -> tuple[Trial, ...]:
         if one.case.remedies_apply and one.case.events:
             trial = _trial(one)
             classes[trial.cls].append(trial)
-    ranked = [(place, cls, trial) for cls, trials in classes.items() for place, trial in enumerate(_spread(trials))]
+    ranked = [(place, cls, trial) for cls, trials in classes.items() for place, trial in enumerate(_shuffled(trials))]
     return tuple(trial for _, _, trial in sorted(ranked, key=lambda each: each[:2])[:most])
 
 
@@ -62,14 +67,17 @@ def _trial(one: Seen) -> Trial:
     return Trial(name, cls, advice.rule, dict(advice.remedy), dict(advice.facts)) if advice else Trial(name, cls, "", {}, {})
 
 
-def _spread(trials: Sequence[Trial]) -> list[Trial]:
-    """From both ends and the middle, for neighbours in the order of ids are of one family and one fault."""
-    step = 7 if len(trials) % 7 else 5 if len(trials) % 5 else 3 if len(trials) % 3 else 1
-    return [trials[i * step % len(trials)] for i in range(len(trials))]
+def _shuffled(trials: Sequence[Trial]) -> list[Trial]:
+    """Always in the same way: neighbours in the order of ids are of one family and one fault."""
+    return [trials[i] for i in np.random.default_rng(0).permutation(len(trials))]
 
 
 def train_again(trials: Sequence[Trial], runs: Path, jobs: int) -> list[Mapping[str, Any] | str]:
-    """The label of each trained again, or why it could not be; None of those without a remedy. Cached by the corpus."""
+    """The label of each trained again, or why there is none. Cached by the corpus.
+
+    Raises:
+        ImportError: something that the corpus needs is not installed.
+    """
     context = multiprocessing.get_context("spawn")  # torch must not be forked
     with ProcessPoolExecutor(jobs, context) as pool:
         return list(pool.map(partial(_again, runs=runs), trials))
@@ -77,11 +85,13 @@ def train_again(trials: Sequence[Trial], runs: Path, jobs: int) -> list[Mapping[
 
 def _again(trial: Trial, runs: Path) -> Mapping[str, Any] | str:
     if not trial.remedy:
-        return "no remedy in numbers"
+        return WITHOUT
     from benchmarks.corpus.rerun import rerun  # trains, and so needs torch
 
     try:
         return rerun(trial.id, trial.remedy, trial.facts, runs)
+    except ImportError:  # what the corpus needs is not installed
+        raise
     except Exception as error:  # one run that cannot be made must not lose the others
         return f"not tried: {type(error).__name__}: {error}"
 
@@ -102,7 +112,7 @@ def told(trials: Sequence[Trial], labels: Sequence[Mapping[str, Any] | str], sic
     known = list(zip(trials, healed, strict=True))
     classes, rules = sorted({trial.cls for trial in trials}), sorted({trial.rule for trial in trials if trial.rule})
     return {
-        **_shares(healed), "sick": sick, "runs": runs,
+        **_shares(healed), "sick": sick, "runs": runs, "without": sum(not trial.remedy for trial in trials),
         "classes": {cls: _shares([well for trial, well in known if trial.cls == cls]) for cls in classes},
         "rules": {rule: _shares([well for trial, well in known if trial.rule == rule]) for rule in rules},
     }  # fmt: skip
@@ -115,8 +125,7 @@ def _healed(label: Mapping[str, Any] | str) -> bool | None:
 def _shares(healed: Sequence[bool | None]) -> dict[str, Any]:
     """Healed of those tried, and of all; every run is one observation."""
     tried = [well for well in healed if well is not None]
-    return {"healed": _share(sum(tried), len(tried)), "healed_of_all": _share(sum(tried), len(healed)),
-            "untried": len(healed) - len(tried)}  # fmt: skip
+    return {"healed": _share(sum(tried), len(tried)), "healed_of_all": _share(sum(tried), len(healed))}
 
 
 def _share(right: int, count: int) -> dict[str, float | None]:
