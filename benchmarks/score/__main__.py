@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -63,7 +64,7 @@ def heal(seen: tuple[Seen, ...], runs: Path, jobs: int, most: int) -> dict[str, 
     return told(trials, train_again(trials, runs, jobs), sum(not one.case.healthy for one in seen))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description=__doc__)
     parser.add_argument("--part", choices=("tune", "score"), default="score")
@@ -76,7 +77,7 @@ def main() -> None:
                         help="train sick runs again with their remedies; at most N, in turn from every class")  # fmt: skip
     parser.add_argument("--write-confidence", type=Path, nargs="?", const=MEASURED, metavar="FILE",
                         help="write what was measured of each rule; to analyzers/measured.json by default")  # fmt: skip
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     cases = read_cases(options.runs, {options.part, "tune"})  # limits of baselines are always set on the tune part
     if not any(case.part == options.part for case in cases):
         sys.exit(f"{options.runs} holds no finished run of part {options.part}; make them with: python -m benchmarks.corpus")

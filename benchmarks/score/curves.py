@@ -14,9 +14,9 @@ __all__ = ["Curves", "curves_of"]
 Numbers = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curves:
-    """A run as a row of numbers a step, NaN where a quantity is missing or not a number.
+    """A run as a row of numbers a step, NaN where a quantity is missing or not a number. One is equal to itself alone.
 
     Attributes:
         name: The run's.

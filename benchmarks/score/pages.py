@@ -1,4 +1,4 @@
-"""`python -m benchmarks.score.pages`: writes docs/rules/, a page per rule from its own file and from what was measured of it."""
+"""`python -m benchmarks.score.pages`: writes docs/rules/, a page per rule from its own file and what was measured of it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _index(rules: Sequence[RulePage]) -> str:
         for rule in rules
     ]
     return (
-        "# Rules\n\nWritten by `python -m benchmarks.score.pages`; `stabkit explain CODE` shows the same. How a finding is told "
-        "right from wrong: [ACCURACY.md](../../benchmarks/results/ACCURACY.md).\n\n"
+        "# Rules\n\nWritten by `python -m benchmarks.score.pages`; `stabkit explain CODE` shows the same. How a finding is "
+        "told right from wrong: [ACCURACY.md](../../benchmarks/results/ACCURACY.md).\n\n"
         f"{table(('code', 'name', 'severity', 'what it reports', 'measured'), rows)}\n"
     )
 

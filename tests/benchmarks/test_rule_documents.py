@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,8 @@ What it reports:    a*b < c, |g| and _x_ of weight_decay, as `a*b`:
                     - two
 References:         None.
 """
-    rule = RulePage(code="SK901", name="x", severity=Severity.WARNING, since="0.1", docstring=text, measured="Not measured yet.")
+    known: dict[str, Any] = {"code": "SK901", "name": "x", "severity": Severity.WARNING, "since": "0.1"}
+    rule = RulePage(**known, docstring=text, measured="Not measured yet.")
     assert pages._page(rule) == (
         """\
 # SK901 x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 from benchmarks.score.alarms import Alarm, alarms_of
 from benchmarks.score.baselines import BASELINES, alarms, tuned
 from benchmarks.score.bootstrap import Resampled, wilson
+from benchmarks.score.compare import compare
 from benchmarks.score.corpus import Case, Event, read_cases
 from benchmarks.score.curves import Curves
 from benchmarks.score.match import match, merged
+from benchmarks.score.report import _best
 from benchmarks.score.shifted import shifted
-from benchmarks.score.tally import Seen, by_class, by_rule, confidences, figures, stabkit_figures
+from benchmarks.score.tally import Seen, by_class, by_family, by_rule, confidences, figures, stabkit_figures
 from stabkit.finding import Diagnosis, Finding, Outcome, Severity, Status
 
 STEPS = st.lists(st.integers(1, 400), max_size=12).map(sorted)
@@ -65,6 +68,7 @@ def test_every_figure_of_a_small_corpus() -> None:
     assert near["false_per_1000_before"]["value"] == pytest.approx(1000 / (3 * 91))  # step 60, of steps 1 to 91 of three runs
     assert near["right_rule"]["value"] == near["right_tensor"]["value"] == 1
     assert middle["right_rule"]["value"] == middle["right_tensor"]["value"] == 0.5
+    assert near["right_rule_of_all"]["value"] == middle["right_rule_of_all"]["value"] == pytest.approx(1 / 3)
 
 
 def test_rules_are_held_to_the_events_they_may_name_and_classes_to_their_own() -> None:
@@ -74,6 +78,38 @@ def test_rules_are_held_to_the_events_they_may_name_and_classes_to_their_own() -
     assert rules["SK201"]["H50"]["detected"]["count"] == 0 and rules["SK201"]["alarms"] == 3
     assert rules["SK201"]["H50"]["precision"]["value"] == 0.5  # 101 and 300; 150 is late
     assert by_class(CORPUS, draws)["stale"]["H50"]["detected"]["value"] == pytest.approx(2 / 3)
+
+
+def test_false_alarms_are_counted_where_they_were() -> None:
+    rules = by_rule(CORPUS, Resampled(5, 100))
+    nothing = {"alarms": 0, "runs": 0, "families": {"": 0}, "hard_negatives": 0, "before": 0}
+    assert rules["SK201"]["false"] == nothing | {"alarms": 1, "runs": 1, "families": {"": 1}}
+    assert rules["SK203"]["false"] == nothing  # it came 40 steps before its event: in sight of it
+    early = seen([Alarm(step=30, rule="SK203", cause="SK203")], STALE)
+    assert by_rule([early], Resampled(1, 10))["SK203"]["false"] == {**nothing, "families": {}, "before": 1}
+
+
+def test_each_family_is_measured_on_its_own_runs() -> None:
+    text = [replace(one, case=replace(one.case, family="text")) for one in CORPUS[:2]]
+    other = [replace(one, case=replace(one.case, family="vision")) for one in CORPUS[2:]]
+    told = by_family([*text, *other])
+    assert told["text"]["runs"] == 2 and told["text"]["H50"]["detected"]["value"] == 1
+    assert told["text"]["H50"]["right_rule_of_all"]["value"] == 0.5
+    assert told["text"]["false_per_1000_healthy"]["value"] is None
+    assert told["vision"]["H50"]["detected"]["value"] == 0 and told["vision"]["false_per_1000_healthy"]["value"] == 0.5
+
+
+def test_a_rule_that_names_a_cause_is_right_only_where_it_names_the_right_one() -> None:
+    def runs(rule: str, step: int = 95) -> list[Seen]:
+        return [seen([Alarm(step=step, rule=rule, cause=rule)], STALE)] * 5
+
+    wrong, right = confidences(runs("SK102"))["SK102"], confidences(runs("SK204"))["SK204"]
+    assert (wrong["precision"], right["precision"]) == (0, 1)
+    assert confidences(runs("SK301"))["SK301"]["precision"] == 1  # it names no cause
+    assert confidences(runs("SK204", 108))["SK204"]["precision"] == 1  # it goes on
+    assert confidences(runs("SK204", 300))["SK204"]["precision"] == 0
+    healthy = [seen([Alarm(step=95, rule="SK204")])] * 15
+    assert confidences(runs("SK204") + healthy)["SK204"]["precision"] == 0.25
 
 
 def test_a_rule_seen_in_few_runs_has_no_confidence() -> None:
@@ -178,6 +214,24 @@ def test_tuning_keeps_to_the_budget(baseline: Any, budget: float) -> None:
     assert 1000 * sum(len(alarms(baseline, limit, one)) for one in healthy) <= budget * 3000
     if limit == baseline.grid[0]:  # never so low that all flags of a run are one alarm
         assert len(alarms(baseline, baseline.grid[len(baseline.grid) // 2], healthy[0])) <= budget * 1.5
+
+
+def test_a_rule_that_cannot_be_turned_down_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flags(curves: Curves, limit: float) -> Any:
+        return np.isin(curves.steps, [100, 200]) | (curves.steps > limit)
+
+    stubborn = replace(BASELINES[0], name="stubborn", flags=flags, default=1000.0, grid=(300.0, 1000.0))
+    tame = replace(stubborn, name="tame", flags=lambda curves, limit: curves.steps == 5 * limit, grid=(20.0, 1000.0))
+    monkeypatch.setattr("benchmarks.score.compare.BASELINES", (stubborn, tame))
+    told = compare(CORPUS, CORPUS, Resampled(5, 50))  # stabkit: one alarm in 2,000 healthy steps
+    assert {name: (each["keeps"], each["limit"]) for name, each in told.items()} == {
+        "stubborn | as published": (True, 1000.0), "tame | as published": (True, 1000.0),
+        "stubborn | at stabkit's rate": (False, None), "tame | at stabkit's rate": (True, 1000.0),
+        "stubborn | at 1 per 1,000": (False, None), "tame | at 1 per 1,000": (True, 20.0),
+    }  # fmt: skip
+    best = _best({"stabkit": stabkit_figures(CORPUS, Resampled(5, 50), 10), "baselines": told}, "at 1 per 1,000")
+    assert best[0][1] == "> 0.00 (tame)"  # the stubborn one foretells more, at the price of more false alarms
+    assert told["stubborn | at 1 per 1,000"]["H50"]["detected"]["value"] == 1
 
 
 def label(runs: Path, name: str, **more: Any) -> None:
