@@ -79,7 +79,7 @@ def _runmedic(told: Any) -> Said:
 
 def _trainproof(told: Any) -> Said:
     found = [finding for report in told["reports"] for finding in report["findings"] if finding["level"] in ("FAIL", "WARN")]
-    steps = []
+    steps: list[str] = []
     for finding in found:
         listed = re.search(r"^Steps: \[([^\]]*)\]", finding["evidence"])
         steps += listed[1].split(",") if listed else re.findall(r"first at step ([\d.e+]+\d)", finding["evidence"])
