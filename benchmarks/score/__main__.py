@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import stabkit
-from benchmarks.score.alarms import alarms_of
+from benchmarks.score.alarms import alarms_of, judged
 from benchmarks.score.bootstrap import Resampled
 from benchmarks.score.compare import compare
 from benchmarks.score.corpus import RUNS, Case, read_cases
@@ -41,8 +41,8 @@ def look(case: Case) -> Seen:
     """Judge one run."""
     begin = time.perf_counter()
     run = stabkit.load(case.path / "run")
-    alarms = alarms_of(stabkit.analyze(run))
-    return Seen(case, alarms, curves_of(run, case.id), time.perf_counter() - begin)
+    alarms = judged(alarms_of(stabkit.analyze(run)), case)
+    return Seen(case, alarms, curves_of(run, case.id, case.of_the_data), time.perf_counter() - begin)
 
 
 def score(seen: tuple[Seen, ...], tune: tuple[Seen, ...], about: dict[str, Any], shifts: int) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class Baseline:
 def alarms(baseline: Baseline, limit: float, curves: Curves) -> NDArray[np.int64]:
     """The steps at which a rule raises an alarm."""
     with np.errstate(all="ignore"):
-        steps = curves.steps[baseline.flags(curves, limit)]
+        flags = baseline.flags(curves, limit)
+    steps = curves.steps[flags if curves.excused is None else flags & ~curves.excused]
     return merged(steps) if baseline.merge else steps
 
 

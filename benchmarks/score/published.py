@@ -131,9 +131,10 @@ def _command(name: str) -> str:
 def published(seen: Sequence[Seen], draws: Resampled, jobs: int) -> dict[str, Any]:
     """Every tool, and stabkit, on the runs that have a loss; by run, and by event where a step is named.
 
+    Runs whose data made the loss rise are left out: tools that name no step could not be excused there.
     A run that a tool cannot read counts as one it said nothing of, and is counted.
     """
-    known = [one for one in seen if one.curves.known]
+    known = [one for one in seen if one.curves.known and not one.case.excused_steps]
     draws = draws if len(known) == len(seen) else Resampled(len(known))
     own = [Said(bool(one.alarms), tuple(alarm.step for alarm in one.alarms)) for one in known]
     report = {f"stabkit {version('stabkit')}": _figures(known, own, draws, together=False)}

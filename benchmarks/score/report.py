@@ -31,10 +31,11 @@ def page(data: Data) -> str:
 DEFINITIONS = """\
 A finding of warning or error counts at its first step, inside another finding or not. *Detected*: within H steps
 before the onset to 5 after it; *predicted*: within H steps before. *Late*: up to 100 steps after, or while it lasts;
-neither right nor false. A miss has lead 0. Every finding in a healthy run is a false alarm.
-An alarm within 5 steps from one event's onset
-foretells no later event. *Right rule*: the finding that holds the first alarm names an accepted rule, of the events detected
-and of all events; *right tensor*: the first tensor it blames. Baselines: flags up to 30 steps apart are one alarm."""
+neither right nor false. A miss has lead 0. Every finding in a healthy run is a false alarm, with two exceptions that are left
+out: one that says that loss or gradient rose (SK201, SK202, SK203, and every baseline) where the data alone made the loss
+rise, and one that states a mistake which is there and did no harm. An alarm within 5 steps from one event's onset foretells
+no later event. *Right rule*: the finding that holds the first alarm names an accepted rule, of the events detected and of all
+events; *right tensor*: the first tensor it blames. Baselines: flags up to 30 steps apart are one alarm."""
 
 
 def _warning(about: Data) -> str:

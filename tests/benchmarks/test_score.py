@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.score.alarms import Alarm, alarms_of
+from benchmarks.score.alarms import Alarm, alarms_of, judged
 from benchmarks.score.baselines import BASELINES, alarms, tuned
 from benchmarks.score.bootstrap import Resampled, wilson
 from benchmarks.score.compare import compare
@@ -250,9 +250,30 @@ def test_only_the_part_asked_for_is_read(tmp_path: Path) -> None:
 
 
 def test_a_label_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
-    label(tmp_path, "a-s0", healthy=False)
-    with pytest.raises(ValueError, match="healthy where it has no events"):
+    event = {"onset": 3, "end": 4, "kind": "spike", "class": "batch", "rules": [], "tensors": []}
+    label(tmp_path, "a-s0", events=[event])
+    with pytest.raises(ValueError, match="a healthy run has no events"):
         read_cases(tmp_path, {"tune"})
+
+
+def test_a_rise_of_the_data_may_be_told_and_a_mistake_that_did_no_harm_may_be_stated(tmp_path: Path) -> None:
+    event = {"onset": 170, "end": 180, "kind": "spike", "class": "batch", "rules": [], "tensors": []}
+    label(tmp_path, "a", excused_steps=[[100, 120]], excused_rules=["SK401"])
+    label(tmp_path, "b", excused_steps=[[165, 190]], excused_rules=["SK401"], healthy=False, events=[event])
+    label(tmp_path, "c", healthy=False)  # failed, and no training loss shows it
+    one, other, neither = read_cases(tmp_path, {"tune"})
+    told = [Alarm(step=step, rule=rule) for step in (99, 100, 125, 126) for rule in ("SK201", "SK204")]
+    kept = [(alarm.step, alarm.rule) for alarm in judged([*told, Alarm(step=1, rule="SK401")], one)]
+    assert kept == [(99, "SK201"), (99, "SK204"), (100, "SK204"), (125, "SK204"), (126, "SK201"), (126, "SK204")]
+    rest = [Alarm(step=step, rule="SK201") for step in (166, 170, 180, 181)] + [Alarm(step=1, rule="SK401")]
+    assert [alarm.step for alarm in judged(rest, other)] == [170, 180, 1]  # the event is not excused; it is in sight from 1
+    assert not neither.healthy and not neither.events
+
+
+def test_a_baseline_is_excused_where_stabkit_is() -> None:
+    every = next(baseline for baseline in BASELINES if baseline.name == "always")
+    case = replace(curves(n=6), excused=np.array([0, 0, 1, 1, 0, 0], dtype=bool))
+    assert alarms(every, 1.0, case).tolist() == [1, 2, 5, 6]
 
 
 def test_nothing_to_measure_is_said_to_be_unknown() -> None:
