@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.score.markdown import table
-from stabkit.cli import rule_pages
+from stabkit.cli.choice import pages as rule_pages
 from stabkit.report.pages import SECTIONS, RulePage, paragraphs, sections
 
 __all__ = ["FOLDER", "documents", "write"]

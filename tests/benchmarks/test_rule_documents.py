@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.score import pages
 from stabkit.analyzers import ANALYZERS, measured
-from stabkit.cli import rule_pages
+from stabkit.cli.choice import pages as rule_pages
 from stabkit.finding import Severity
 from stabkit.report.pages import RulePage
 
