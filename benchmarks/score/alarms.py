@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from benchmarks.score.corpus import Case
 from stabkit.finding import Diagnosis, Finding, Severity
 
-__all__ = ["Alarm", "alarms_of", "facts_of"]
+__all__ = ["Alarm", "alarms_of", "facts_of", "judged"]
+
+RISES = frozenset({"SK201", "SK202", "SK203"})
+"""Rules that say that a loss or a gradient rose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,15 @@ def alarms_of(diagnosis: Diagnosis, least: Severity = Severity.WARNING) -> tuple
     found = [alarm for finding in diagnosis.findings for alarm in _unfold(finding, finding, 0)]
     counted = [alarm for alarm in found if alarm.severity >= least]
     return tuple(sorted(counted, key=lambda alarm: (alarm.step, alarm.depth, -alarm.severity, alarm.rule)))
+
+
+def judged(alarms: Sequence[Alarm], case: Case) -> tuple[Alarm, ...]:
+    """The alarms that can be right or false: not those that say that the loss rose where the data made it rise, nor those
+    that state a mistake which is there and did no harm."""
+    return tuple(
+        alarm for alarm in alarms
+        if not (alarm.rule in RISES and case.of_the_data(alarm.step)) and not case.stated(alarm.rule, alarm.step)
+    )  # fmt: skip
 
 
 def facts_of(finding: Finding) -> dict[str, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -46,7 +47,8 @@ class Baseline:
 def alarms(baseline: Baseline, limit: float, curves: Curves) -> NDArray[np.int64]:
     """The steps at which a rule raises an alarm."""
     with np.errstate(all="ignore"):
-        steps = curves.steps[baseline.flags(curves, limit)]
+        flags = baseline.flags(curves, limit)
+    steps = curves.steps[flags if curves.excused is None else flags & ~curves.excused]
     return merged(steps) if baseline.merge else steps
 
 
@@ -72,8 +74,10 @@ def _windows(values: Numbers, window: int, least: int) -> Numbers:
     return past
 
 
-def _z(values: Numbers, window: int, least: int, finite_only: bool = False) -> Numbers:
+@lru_cache(maxsize=1024)  # it depends on no limit, and many are tried
+def _z(curves: Curves, column: str, window: int, least: int, finite_only: bool = False) -> Numbers:
     """Standard deviations above the mean of the window before; NaN where there is none or nothing varies."""
+    values: Numbers = getattr(curves, column)
     past = _windows(values, window, least)
     if finite_only:
         past = np.where(np.isfinite(past), past, np.nan)
@@ -92,7 +96,7 @@ def _nan(of: Callable[..., Numbers], past: Numbers) -> Numbers:
 
 
 def _z_score(curves: Curves, limit: float) -> Flags:
-    z = _z(curves.loss, 100, 20, finite_only=True)
+    z = _z(curves, "loss", 100, 20, finite_only=True)
     return (z > limit) | _broken(curves)
 
 
@@ -116,11 +120,11 @@ def _run_of(flags: Flags, length: int) -> Flags:
 
 
 def _olmo(curves: Curves, limit: float) -> Flags:
-    return (_z(curves.loss, 1000, 100) >= limit) | (_z(curves.grad_norm, 1000, 100) >= limit)
+    return (_z(curves, "loss", 1000, 100) >= limit) | (_z(curves, "grad_norm", 1000, 100) >= limit)
 
 
 def _olmo_core(curves: Curves, limit: float) -> Flags:
-    return (_z(curves.loss, 128, 128) > limit) | (_z(curves.grad_norm, 128, 128) > limit)
+    return (_z(curves, "loss", 128, 128) > limit) | (_z(curves, "grad_norm", 128, 128) > limit)
 
 
 def _zclip(curves: Curves, limit: float) -> Flags:
@@ -156,13 +160,18 @@ def _sagemaker(curves: Curves, limit: float) -> Flags:
     return updates | vanishing | exploding | _broken(curves) | stuck
 
 
-def _cusum(curves: Curves, limit: float) -> Flags:
+@lru_cache(maxsize=1024)
+def _robust_z(curves: Curves) -> Numbers:
+    """Robust standard deviations above the median of the last 100."""
     past = np.where(np.isfinite(_windows(curves.loss, 100, 30)), _windows(curves.loss, 100, 30), np.nan)
     middle = _nan(np.nanmedian, past)
     spread = 1.4826 * _nan(np.nanmedian, np.abs(past - middle[:, None]))
-    z = np.nan_to_num((curves.loss - middle) / np.where(spread < 1e-10, np.nan, spread), posinf=1e6, neginf=-1e6)
+    return np.nan_to_num((curves.loss - middle) / np.where(spread < 1e-10, np.nan, spread), posinf=1e6, neginf=-1e6)
+
+
+def _cusum(curves: Curves, limit: float) -> Flags:
     flags, total = _broken(curves), 0.0
-    for i, value in enumerate(z):
+    for i, value in enumerate(_robust_z(curves)):
         total = max(0.0, total + value - 0.5)
         if total > limit:
             flags[i], total = True, 0.0

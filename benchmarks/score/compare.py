@@ -16,7 +16,7 @@ __all__ = ["compare"]
 
 
 def compare(seen: Sequence[Seen], tune: Sequence[Seen], draws: Resampled) -> dict[str, Any]:
-    """Each baseline at three settings, by "name | setting".
+    """Each baseline at three settings, by "name | setting"; `keeps`: it can be turned down to the budget.
 
     Args:
         seen: The runs scored.
@@ -25,15 +25,17 @@ def compare(seen: Sequence[Seen], tune: Sequence[Seen], draws: Resampled) -> dic
     """
     healthy = [one.curves for one in tune if one.case.healthy]
     own = sum(len(one.alarms) for one in tune if one.case.healthy)
-    rate = 1000 * own / max(1, sum(len(curves.steps) for curves in healthy))
+    length = sum(len(curves.steps) for curves in healthy)
+    rate = 1000 * own / max(1, length)
     report: dict[str, Any] = {}
     for baseline in BASELINES:
-        settings = {"as published": baseline.default, "at stabkit's rate": tuned(baseline, healthy, rate),
-                    "at 1 per 1,000": tuned(baseline, healthy, 1.0)}  # fmt: skip
-        for setting, limit in settings.items():
+        settings = {"as published": (baseline.default, np.inf), "at stabkit's rate": (tuned(baseline, healthy, rate), rate),
+                    "at 1 per 1,000": (tuned(baseline, healthy, 1.0), 1.0)}  # fmt: skip
+        for setting, (limit, budget) in settings.items():
             steps = [alarms(baseline, limit, one.curves).tolist() for one in seen]
             told = figures(seen, steps, draws)
             told |= {"limit": limit if np.isfinite(limit) else None, "source": baseline.source}
+            told["keeps"] = 1000 * sum(len(alarms(baseline, limit, curves)) for curves in healthy) <= budget * length
             told["stabkit_more_predicted_H50"] = _gain(seen, steps, draws)
             report[f"{baseline.name} | {setting}"] = told
     return report

@@ -12,6 +12,9 @@ __all__ = ["RUNS", "SCHEMA", "Case", "Event", "read_cases"]
 
 RUNS = Path(__file__).parents[1] / "corpus" / "runs"
 SCHEMA = 1
+TOLD = 5
+"""Steps after an onset, or a rise, within which it is told."""
+SIGHT = 200
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,16 @@ class Case:
         part: "tune" or "score".
         family: The kind of model.
         fault: What was done to it, None for nothing.
-        healthy: Nothing went wrong, whatever was done.
+        healthy: Nothing went wrong, whatever was done. A run that failed though no loss of its training shows it is neither
+            healthy nor has it events.
         hard_negative: Healthy, though it looks suspicious.
         events: What went wrong, by onset.
         seed: Of the run.
         twin: The healthy run it is held against.
         final_loss: The loss at the end.
         remedies_apply: Whether the recipe can be trained again with a remedy.
+        excused_steps: First and last step of stretches where the data alone made the loss rise: to say so is no error.
+        excused_rules: Rules that state what is so, though no harm came of it.
     """
 
     id: str
@@ -66,6 +72,18 @@ class Case:
     twin: str | None = None
     final_loss: float = float("nan")
     remedies_apply: bool = False
+    excused_steps: tuple[tuple[int, int], ...] = ()
+    excused_rules: frozenset[str] = frozenset()
+
+    def of_the_data(self, step: int) -> bool:
+        """Whether an alarm that says no more than that something rose is neither right nor false: no event is on."""
+        own = any(event.onset <= step <= max(event.end, event.onset + TOLD) for event in self.events)
+        return not own and any(first <= step <= last + TOLD for first, last in self.excused_steps)
+
+    def stated(self, rule: str, step: int) -> bool:
+        """Whether an alarm states what is so, and no harm that it could have meant was near."""
+        near = any(event.onset - SIGHT <= step <= max(event.end, event.onset + TOLD) for event in self.events)
+        return rule in self.excused_rules and not near
 
 
 def read_cases(runs: Path, parts: Collection[str]) -> tuple[Case, ...]:
@@ -87,13 +105,15 @@ def read_cases(runs: Path, parts: Collection[str]) -> tuple[Case, ...]:
 def _case(path: Path, label: Mapping[str, Any]) -> Case:
     if label["schema"] != SCHEMA:
         raise ValueError(f"{path}: its label is of schema {label['schema']}; this scorer knows {SCHEMA}")
-    if label["healthy"] == bool(label["events"]):
-        raise ValueError(f"{path}: a run is healthy where it has no events, and only there")
+    if label["healthy"] and label["events"]:
+        raise ValueError(f"{path}: a healthy run has no events")
     known = ("id", "part", "family", "fault", "healthy", "hard_negative", "seed", "twin", "remedies_apply")
     events = sorted((event_of(event) for event in label["events"]), key=lambda event: event.onset)
     final = label["final_loss"]
     return Case(
         path=path, events=tuple(events), final_loss=float("nan") if final is None else float(final),
+        excused_steps=tuple((first, last) for first, last in label.get("excused_steps", ())),
+        excused_rules=frozenset(label.get("excused_rules", ())),
         **{name: label[name] for name in known},
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,9 @@ __all__ = ["Curves", "curves_of"]
 Numbers = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curves:
-    """A run as a row of numbers a step, NaN where a quantity is missing or not a number.
+    """A run as a row of numbers a step, NaN where a quantity is missing or not a number. One is equal to itself alone.
 
     Attributes:
         name: The run's.
@@ -26,6 +27,7 @@ class Curves:
         update_ratio: [n, tensors], of the steps whose tensors were measured; NaN elsewhere.
         grad_rms: [n, tensors], root mean square of a tensor's gradient as used.
         known: Whether there is a loss at all.
+        excused: bool [n], steps at which an alarm is neither right nor false; None for nowhere.
     """
 
     name: str
@@ -35,10 +37,11 @@ class Curves:
     update_ratio: Numbers
     grad_rms: Numbers
     known: bool = True
+    excused: NDArray[np.bool_] | None = None
 
 
-def curves_of(run: RunLog, name: str = "") -> Curves:
-    """The curves of a run's first optimizer."""
+def curves_of(run: RunLog, name: str = "", excused: Callable[[int], bool] = lambda step: False) -> Curves:
+    """The curves of a run's first optimizer; `excused` tells at which steps an alarm is neither right nor false."""
     nothing = np.full(len(run.steps), np.nan)
     norm = next((m for m in ("grad_norm", "grad_norm_used") if run.has(m)), None)
     root = np.sqrt([max(1, tensor.numel) for tensor in run.tensors])
@@ -47,6 +50,7 @@ def curves_of(run: RunLog, name: str = "") -> Curves:
     return Curves(
         name, run.steps, run.series("loss").values if run.has("loss") else nothing,
         run.series(norm).values if norm else nothing, _table(run, "update_ratio"), rms, run.has("loss"),
+        np.array([excused(step) for step in run.steps.tolist()], dtype=bool),
     )  # fmt: skip
 
 

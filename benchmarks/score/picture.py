@@ -13,9 +13,9 @@ STYLE = """text{font:13px sans-serif;fill:#24292f}.d{fill:#9aa7b4}.p{fill:#1f6fe
 
 
 def picture(data: Mapping[str, Any]) -> str:
-    """Bars of detection and prediction recall, H = 50, of stabkit and of each baseline tuned to the same false alarms."""
+    """Bars of detection and prediction recall, H = 50, of stabkit and of the baselines tuned to the same false alarms."""
     rows = {"stabkit": data["stabkit"]}
-    rows |= {k.split(" | ")[0]: v for k, v in data["baselines"].items() if k.endswith("at stabkit's rate")}
+    rows |= {k.split(" | ")[0]: v for k, v in data["baselines"].items() if k.endswith("at stabkit's rate") and v["keeps"]}
     left, width, row = 210, 400, 30
     height = 60 + row * len(rows)
     out = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class Shifted:
     detected_p: float
     predicted_p: float
     shifts: int
+
+    def data(self) -> dict[str, float | None]:
+        """For JSON: what is not known is null."""
+        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def shifted(

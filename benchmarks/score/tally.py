@@ -15,10 +15,12 @@ from benchmarks.score.curves import Curves
 from benchmarks.score.match import HORIZONS, match, merged
 from benchmarks.score.shifted import shifted
 
-__all__ = ["Seen", "by_class", "by_rule", "confidences", "figures", "stabkit_figures"]
+__all__ = ["DESCRIBES", "Seen", "by_class", "by_family", "by_rule", "confidences", "figures", "stabkit_figures"]
 
 CONFIDENCE_HORIZON = 200
 LEAST_RUNS = 5
+DESCRIBES = frozenset({"SK201", "SK202", "SK203", "SK301"})
+"""Rules that say what the loss, the gradient or a number does, and name no cause: right with an event of any kind."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,18 @@ def stabkit_figures(seen: Sequence[Seen], draws: Resampled, shifts: int = 1000) 
     ends = [(int(one.curves.steps[0]), int(one.curves.steps[-1])) if one.length else (1, 1) for one in seen]
     for horizon in HORIZONS:
         chance = shifted(steps, [one.case.events for one in seen], ends, horizon, shifts)
-        report[f"H{horizon}"] |= {"shifted": vars(chance), **_named(seen, draws, horizon)}
+        report[f"H{horizon}"] |= {"shifted": chance.data(), **_named(seen, draws, horizon)}
     return report
 
 
 def _named(seen: Sequence[Seen], draws: Resampled, horizon: int, cls: str | None = None) -> dict[str, Any]:
-    """Of the detected events: the rule of the finding that holds the first alarm, and the first tensor blamed."""
-    rule, tensor = np.zeros((len(seen), 2)), np.zeros((len(seen), 2))
+    """Of the detected events: the rule of the finding that holds the first alarm, and the first tensor blamed.
+
+    The rule also of all events that have one: a miss names nothing.
+    """
+    rule, tensor, named = np.zeros((len(seen), 2)), np.zeros((len(seen), 2)), np.zeros(len(seen))
     for i, one in enumerate(seen):
+        named[i] = sum(bool(event.rules) for event in one.case.events if cls in (None, event.cls))
         found = match([alarm.step for alarm in one.alarms], one.case.events, horizon)
         for event, first in zip(one.case.events, found.first, strict=True):
             if first < 0 or (cls is not None and event.cls != cls):
@@ -108,7 +114,8 @@ def _named(seen: Sequence[Seen], draws: Resampled, horizon: int, cls: str | None
                 rest = [a for a in one.alarms[first:] if a.step <= event.onset + 5]
                 blamed = next((names[0] for names in (alarm.cause_tensors, *(a.tensors for a in rest)) if names), None)
                 tensor[i] += blamed in event.tensors, 1
-    return {"right_rule": draws.ratio(*rule.T).data(), "right_tensor": draws.ratio(*tensor.T).data()}
+    return {"right_rule": draws.ratio(*rule.T).data(), "right_rule_of_all": draws.ratio(rule[:, 0], named).data(),
+            "right_tensor": draws.ratio(*tensor.T).data()}  # fmt: skip
 
 
 def by_class(seen: Sequence[Seen], draws: Resampled) -> dict[str, Any]:
@@ -122,6 +129,18 @@ def by_class(seen: Sequence[Seen], draws: Resampled) -> dict[str, Any]:
     return report
 
 
+def by_family(seen: Sequence[Seen]) -> dict[str, Any]:
+    """The figures of all rules together on the runs of each family."""
+    report = {}
+    for family in sorted({one.case.family for one in seen}):
+        own = [one for one in seen if one.case.family == family]
+        draws = Resampled(len(own))
+        report[family] = figures(own, [[alarm.step for alarm in one.alarms] for one in own], draws) | {"runs": len(own)}
+        for horizon in HORIZONS:
+            report[family][f"H{horizon}"] |= _named(own, draws, horizon)
+    return report
+
+
 def by_rule(seen: Sequence[Seen], draws: Resampled) -> dict[str, Any]:
     """The figures of each rule that spoke or should have: recall on the events that it may name."""
     rules = {alarm.rule for one in seen for alarm in one.alarms}
@@ -130,12 +149,29 @@ def by_rule(seen: Sequence[Seen], draws: Resampled) -> dict[str, Any]:
     for rule in sorted(rules):
         steps = [[alarm.step for alarm in one.alarms if alarm.rule == rule] for one in seen]
         report[rule] = figures(seen, steps, draws, lambda event, rule=rule: rule in event.rules)  # type: ignore[misc]
-        report[rule]["alarms"] = sum(map(len, steps))
+        report[rule] |= {"alarms": sum(map(len, steps)), "false": _false(seen, steps)}
     return report
 
 
+def _false(seen: Sequence[Seen], steps: Steps) -> dict[str, Any]:
+    """Where alarms were false: how many in healthy runs, by family; how many before the event in sick ones, H = 50."""
+    healthy = [(one.case, len(own)) for one, own in zip(seen, steps, strict=True) if one.case.healthy]
+    families: dict[str, int] = {}
+    for case, count in healthy:
+        families[case.family] = families.get(case.family, 0) + count
+    sick = [(own, one.case.events) for one, own in zip(seen, steps, strict=True) if not one.case.healthy]
+    return {
+        "alarms": sum(count for _, count in healthy), "runs": sum(count > 0 for _, count in healthy), "families": families,
+        "hard_negatives": sum(count for case, count in healthy if case.hard_negative),
+        "before": sum(int(match(own, events, 50).before.sum()) for own, events in sick),
+    }  # fmt: skip
+
+
 def confidences(seen: Sequence[Seen]) -> dict[str, dict[str, float]]:
-    """Measured precision of each rule: the share of its alarms with an event within 200 steps, or going on, or just begun.
+    """Measured precision of each rule: the share of its alarms that are right.
+
+    Right is an alarm with an event that follows within 200 steps, begins or goes on, and that the rule may name. A rule that
+    only describes (`DESCRIBES`) is right with any event. In healthy runs every alarm is wrong.
 
     The interval takes each run as one observation, for the findings of one run are not independent. Rules that spoke in fewer
     than 5 runs are left out.
@@ -145,7 +181,8 @@ def confidences(seen: Sequence[Seen]) -> dict[str, dict[str, float]]:
         right, total, runs = 0, 0, 0
         for one in seen:
             steps = [alarm.step for alarm in one.alarms if alarm.rule == rule]
-            found = match(steps, one.case.events, CONFIDENCE_HORIZON)
+            events = [event for event in one.case.events if rule in event.rules | DESCRIBES]
+            found = match(steps, events, CONFIDENCE_HORIZON)
             right, total, runs = right + int((found.right | found.after).sum()), total + len(steps), runs + bool(steps)
         if runs >= LEAST_RUNS:
             share = right / total

@@ -59,14 +59,17 @@ def similar(word: str, known: dict[str, str]) -> str:
 
 
 def pages() -> list[RulePage]:
+    """The page of every rule of the catalogue."""
     from stabkit.analyzers import ANALYZERS
+    from stabkit.analyzers.measured import sentence
     from stabkit.report.pages import RulePage
 
     def page(analyzer: Analyzer) -> RulePage:
         known = {name: getattr(analyzer.rule, name) for name in ("code", "name", "severity", "min_steps", "since")}
         needs = _needs(analyzer.rule.requires)
         needs += (" or ".join(_needs(analyzer.rule.any_of)),) if analyzer.rule.any_of else ()
-        return RulePage(**known, requires=needs, docstring=sys.modules[type(analyzer).__module__].__doc__ or "")
+        text = sys.modules[type(analyzer).__module__].__doc__ or ""
+        return RulePage(**known, requires=needs, docstring=text, measured=sentence(analyzer.rule.code))
 
     return [page(analyzer) for analyzer in ANALYZERS]
 

@@ -36,6 +36,7 @@ class RulePage:
         min_steps: The number of steps below which it says nothing.
         since: The version it appeared in.
         docstring: Its page as written; "" where Python has thrown it away (`python -OO`).
+        measured: How often it was right, in a sentence; "" where there is nothing to say of that.
     """
 
     code: str
@@ -45,6 +46,13 @@ class RulePage:
     min_steps: int = 1
     since: str = ""
     docstring: str = ""
+    measured: str = ""
+
+    @property
+    def needs(self) -> str:
+        """What must be in a log before it says anything, in words."""
+        steps = [f"at least {count(self.min_steps, 'step')}"] if self.min_steps > 1 else []
+        return ", ".join([*self.requires, *steps]) or "any log"
 
 
 def sections(docstring: str) -> dict[str, str]:
@@ -96,8 +104,10 @@ def page(rule: RulePage, console: Console) -> None:
             for words, as_it_stands in paragraphs(text[section]):
                 _paragraph(words, as_it_stands, console)
     heading(console, "What it needs")
-    needs = [*rule.requires, *([f"at least {count(rule.min_steps, 'step')}"] if rule.min_steps > 1 else [])]
-    hang(console, ", ".join(needs) or "any log")
+    hang(console, rule.needs)
+    if rule.measured:
+        heading(console, "Measured")
+        hang(console, rule.measured)
     if not text:
         heading(console, "This Python was told to drop docstrings (-OO), and the page with them.", "dim")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.score.alarms import Alarm, alarms_of
+from benchmarks.score.alarms import Alarm, alarms_of, judged
 from benchmarks.score.baselines import BASELINES, alarms, tuned
 from benchmarks.score.bootstrap import Resampled, wilson
+from benchmarks.score.compare import compare
 from benchmarks.score.corpus import Case, Event, read_cases
 from benchmarks.score.curves import Curves
 from benchmarks.score.match import match, merged
+from benchmarks.score.report import _best
 from benchmarks.score.shifted import shifted
-from benchmarks.score.tally import Seen, by_class, by_rule, confidences, figures, stabkit_figures
+from benchmarks.score.tally import Seen, by_class, by_family, by_rule, confidences, figures, stabkit_figures
 from stabkit.finding import Diagnosis, Finding, Outcome, Severity, Status
 
 STEPS = st.lists(st.integers(1, 400), max_size=12).map(sorted)
@@ -65,6 +68,7 @@ def test_every_figure_of_a_small_corpus() -> None:
     assert near["false_per_1000_before"]["value"] == pytest.approx(1000 / (3 * 91))  # step 60, of steps 1 to 91 of three runs
     assert near["right_rule"]["value"] == near["right_tensor"]["value"] == 1
     assert middle["right_rule"]["value"] == middle["right_tensor"]["value"] == 0.5
+    assert near["right_rule_of_all"]["value"] == middle["right_rule_of_all"]["value"] == pytest.approx(1 / 3)
 
 
 def test_rules_are_held_to_the_events_they_may_name_and_classes_to_their_own() -> None:
@@ -74,6 +78,38 @@ def test_rules_are_held_to_the_events_they_may_name_and_classes_to_their_own() -
     assert rules["SK201"]["H50"]["detected"]["count"] == 0 and rules["SK201"]["alarms"] == 3
     assert rules["SK201"]["H50"]["precision"]["value"] == 0.5  # 101 and 300; 150 is late
     assert by_class(CORPUS, draws)["stale"]["H50"]["detected"]["value"] == pytest.approx(2 / 3)
+
+
+def test_false_alarms_are_counted_where_they_were() -> None:
+    rules = by_rule(CORPUS, Resampled(5, 100))
+    nothing = {"alarms": 0, "runs": 0, "families": {"": 0}, "hard_negatives": 0, "before": 0}
+    assert rules["SK201"]["false"] == nothing | {"alarms": 1, "runs": 1, "families": {"": 1}}
+    assert rules["SK203"]["false"] == nothing  # it came 40 steps before its event: in sight of it
+    early = seen([Alarm(step=30, rule="SK203", cause="SK203")], STALE)
+    assert by_rule([early], Resampled(1, 10))["SK203"]["false"] == {**nothing, "families": {}, "before": 1}
+
+
+def test_each_family_is_measured_on_its_own_runs() -> None:
+    text = [replace(one, case=replace(one.case, family="text")) for one in CORPUS[:2]]
+    other = [replace(one, case=replace(one.case, family="vision")) for one in CORPUS[2:]]
+    told = by_family([*text, *other])
+    assert told["text"]["runs"] == 2 and told["text"]["H50"]["detected"]["value"] == 1
+    assert told["text"]["H50"]["right_rule_of_all"]["value"] == 0.5
+    assert told["text"]["false_per_1000_healthy"]["value"] is None
+    assert told["vision"]["H50"]["detected"]["value"] == 0 and told["vision"]["false_per_1000_healthy"]["value"] == 0.5
+
+
+def test_a_rule_that_names_a_cause_is_right_only_where_it_names_the_right_one() -> None:
+    def runs(rule: str, step: int = 95) -> list[Seen]:
+        return [seen([Alarm(step=step, rule=rule, cause=rule)], STALE)] * 5
+
+    wrong, right = confidences(runs("SK102"))["SK102"], confidences(runs("SK204"))["SK204"]
+    assert (wrong["precision"], right["precision"]) == (0, 1)
+    assert confidences(runs("SK301"))["SK301"]["precision"] == 1  # it names no cause
+    assert confidences(runs("SK204", 108))["SK204"]["precision"] == 1  # it goes on
+    assert confidences(runs("SK204", 300))["SK204"]["precision"] == 0
+    healthy = [seen([Alarm(step=95, rule="SK204")])] * 15
+    assert confidences(runs("SK204") + healthy)["SK204"]["precision"] == 0.25
 
 
 def test_a_rule_seen_in_few_runs_has_no_confidence() -> None:
@@ -180,6 +216,24 @@ def test_tuning_keeps_to_the_budget(baseline: Any, budget: float) -> None:
         assert len(alarms(baseline, baseline.grid[len(baseline.grid) // 2], healthy[0])) <= budget * 1.5
 
 
+def test_a_rule_that_cannot_be_turned_down_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flags(curves: Curves, limit: float) -> Any:
+        return np.isin(curves.steps, [100, 200]) | (curves.steps > limit)
+
+    stubborn = replace(BASELINES[0], name="stubborn", flags=flags, default=1000.0, grid=(300.0, 1000.0))
+    tame = replace(stubborn, name="tame", flags=lambda curves, limit: curves.steps == 5 * limit, grid=(20.0, 1000.0))
+    monkeypatch.setattr("benchmarks.score.compare.BASELINES", (stubborn, tame))
+    told = compare(CORPUS, CORPUS, Resampled(5, 50))  # stabkit: one alarm in 2,000 healthy steps
+    assert {name: (each["keeps"], each["limit"]) for name, each in told.items()} == {
+        "stubborn | as published": (True, 1000.0), "tame | as published": (True, 1000.0),
+        "stubborn | at stabkit's rate": (False, None), "tame | at stabkit's rate": (True, 1000.0),
+        "stubborn | at 1 per 1,000": (False, None), "tame | at 1 per 1,000": (True, 20.0),
+    }  # fmt: skip
+    best = _best({"stabkit": stabkit_figures(CORPUS, Resampled(5, 50), 10), "baselines": told}, "at 1 per 1,000")
+    assert best[0][1] == "> 0.00 (tame)"  # the stubborn one foretells more, at the price of more false alarms
+    assert told["stubborn | at 1 per 1,000"]["H50"]["detected"]["value"] == 1
+
+
 def label(runs: Path, name: str, **more: Any) -> None:
     (runs / name).mkdir(parents=True)
     known = {"schema": 1, "id": name, "part": "tune", "family": "text", "fault": None, "healthy": True, "hard_negative": False,
@@ -196,9 +250,30 @@ def test_only_the_part_asked_for_is_read(tmp_path: Path) -> None:
 
 
 def test_a_label_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
-    label(tmp_path, "a-s0", healthy=False)
-    with pytest.raises(ValueError, match="healthy where it has no events"):
+    event = {"onset": 3, "end": 4, "kind": "spike", "class": "batch", "rules": [], "tensors": []}
+    label(tmp_path, "a-s0", events=[event])
+    with pytest.raises(ValueError, match="a healthy run has no events"):
         read_cases(tmp_path, {"tune"})
+
+
+def test_a_rise_of_the_data_may_be_told_and_a_mistake_that_did_no_harm_may_be_stated(tmp_path: Path) -> None:
+    event = {"onset": 170, "end": 180, "kind": "spike", "class": "batch", "rules": [], "tensors": []}
+    label(tmp_path, "a", excused_steps=[[100, 120]], excused_rules=["SK401"])
+    label(tmp_path, "b", excused_steps=[[165, 190]], excused_rules=["SK401"], healthy=False, events=[event])
+    label(tmp_path, "c", healthy=False)  # failed, and no training loss shows it
+    one, other, neither = read_cases(tmp_path, {"tune"})
+    told = [Alarm(step=step, rule=rule) for step in (99, 100, 125, 126) for rule in ("SK201", "SK204")]
+    kept = [(alarm.step, alarm.rule) for alarm in judged([*told, Alarm(step=1, rule="SK401")], one)]
+    assert kept == [(99, "SK201"), (99, "SK204"), (100, "SK204"), (125, "SK204"), (126, "SK201"), (126, "SK204")]
+    rest = [Alarm(step=step, rule="SK201") for step in (166, 170, 180, 181)] + [Alarm(step=1, rule="SK401")]
+    assert [alarm.step for alarm in judged(rest, other)] == [170, 180, 1]  # the event is not excused; it is in sight from 1
+    assert not neither.healthy and not neither.events
+
+
+def test_a_baseline_is_excused_where_stabkit_is() -> None:
+    every = next(baseline for baseline in BASELINES if baseline.name == "always")
+    case = replace(curves(n=6), excused=np.array([0, 0, 1, 1, 0, 0], dtype=bool))
+    assert alarms(every, 1.0, case).tolist() == [1, 2, 5, 6]
 
 
 def test_nothing_to_measure_is_said_to_be_unknown() -> None:
