@@ -1,0 +1,221 @@
+"""The labeller: what went wrong in a run, told from its outcome alone and with its future in view.
+
+It is no predictor. It sees the losses of the whole run and those of its healthy twin, the steps that were skipped, the scale,
+the broken weights and the held-out loss at the end. It knows nothing of the fault. Losses are compared as logs; where a loss is
+not positive, it is held to the smallest positive one.
+
+A run may have these events:
+
+- spike: log loss stands more than 6 robust deviations (1.4826 MAD + 0.01), and 5 %, above the median of the 101 steps around it.
+  A rise that the twin shares at the same steps is the data's. The first 10 steps are not judged: the loss falls too fast.
+- divergence: for at least 10 steps the loss (median of 9) is above the twin's by more than 6 deviations of their difference and
+  above its own best so far by 10 %; it began where that began.
+- nonfinite: the first step with a loss or weights that are not finite.
+- collapse: at least 10 skipped steps among 20 neighbours, or a loss scale that fell by 2^8 from its highest after step 30, or
+  below 1, without recovering.
+- failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds; it began at the first
+  of ten steps worse than the twin's after which at least 3 in 4 are. stagnation: the same where more than half of the weights did
+  not change any more.
+
+Events up to 30 steps apart are one, with the first onset and the gravest kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+__all__ = ["Curves", "Event", "events", "failed"]
+
+Array = NDArray[np.float64]
+KINDS = ("spike", "divergence", "failure", "stagnation", "collapse", "nonfinite")
+"""From the lightest to the gravest."""
+WINDOW, SCORE, RISE, FLOOR = 101, 6.0, 0.05, 0.01
+UNSETTLED = 10
+GAP = 30
+SMOOTH, LASTING, WORSE = 9, 10, 0.1
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that went wrong, from `onset` to `end` (steps from 1)."""
+
+    onset: int
+    end: int
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """A run, one number a step from step 1 on.
+
+    Attributes:
+        loss: The training loss.
+        twin: That of the healthy twin; None for a reference.
+        skipped: 1 where the optimizer's step was skipped.
+        scale: The loss scale, NaN where there is none.
+        broken: Count of weights that are not finite after the step.
+        unchanged: Share of the weights that a step left as they were, NaN where unknown.
+        final: The held-out loss at the end.
+        twin_final: The twin's.
+        deviation: Standard deviation of log held-out loss over the seeds of the healthy setting.
+    """
+
+    loss: Array
+    twin: Array | None = None
+    skipped: Array = field(default_factory=lambda: np.zeros(0))
+    scale: Array = field(default_factory=lambda: np.zeros(0))
+    broken: Array = field(default_factory=lambda: np.zeros(0))
+    unchanged: Array = field(default_factory=lambda: np.zeros(0))
+    final: float = float("nan")
+    twin_final: float | None = None
+    deviation: float = 0.0
+
+
+def events(curves: Curves) -> list[Event]:
+    """Everything that went wrong, in order."""
+    logs = _logs(curves.loss)
+    twin = None if curves.twin is None else _logs(curves.twin)
+    found = [*_spikes(logs, twin), *_divergences(logs, twin), *_nonfinite(curves), *_collapses(curves), *_failures(curves)]
+    return _merged(found)
+
+
+def failed(final: float, twin_final: float | None, deviation: float) -> bool:
+    """Whether a held-out loss is broken, or worse than the twin's by more than three deviations of the seeds."""
+    if not np.isfinite(final):
+        return True
+    return twin_final is not None and bool(np.log(max(final, 1e-30) / max(twin_final, 1e-30)) > 3 * deviation)
+
+
+def _logs(loss: Array) -> Array:
+    """Log losses; NaN where they are not finite."""
+    positive = loss[np.isfinite(loss) & (loss > 0)]
+    least = positive.min() if len(positive) else 1.0
+    finite = np.where(np.isfinite(loss), loss, np.nan)
+    return np.log(np.maximum(finite, least))
+
+
+def excess(logs: Array) -> tuple[Array, Array]:
+    """(height above the centred median, robust deviation) of each step, the window shortened at the borders."""
+    half, n = WINDOW // 2, len(logs)
+    height, deviation = np.full(n, np.nan), np.full(n, np.nan)
+    for i in range(n):
+        around = logs[max(0, i - half) : i + half + 1]
+        around = around[np.isfinite(around)]
+        if len(around) > 10:
+            median = np.median(around)
+            height[i] = logs[i] - median
+            deviation[i] = 1.4826 * np.median(np.abs(around - median)) + FLOOR
+    return height, deviation
+
+
+def _spikes(logs: Array, twin: Array | None) -> list[Event]:
+    height, deviation = excess(logs)
+    with np.errstate(invalid="ignore"):
+        out = (height > SCORE * deviation) & (height > np.log1p(RISE))
+    if twin is not None:
+        shared, _ = excess(twin)
+        around = np.array([np.nanmax([0, *shared[max(0, i - 2) : i + 3]]) for i in range(len(shared))])
+        out &= height > 2 * around[: len(out)]
+    out[:UNSETTLED] = False
+    return [Event(first + 1, last + 1, "spike") for first, last in _stretches(out)]
+
+
+def _divergences(logs: Array, twin: Array | None) -> list[Event]:
+    worse = _worse(logs, twin)
+    if worse is None:
+        return []
+    own = _smooth(logs)
+    best = np.minimum.accumulate(np.where(np.isnan(own), np.inf, own))
+    with np.errstate(invalid="ignore"):
+        away = worse & (own > best + np.log1p(WORSE))
+    return [Event(a + 1, b + 1, "divergence") for a, b in _stretches(away) if b - a + 1 >= LASTING]
+
+
+def _worse(logs: Array, twin: Array | None) -> NDArray[np.bool_] | None:
+    """Where the loss, smoothed, is above the twin's by more than their difference's own noise."""
+    if twin is None:
+        return None
+    n = min(len(logs), len(twin))
+    gap = logs[:n] - twin[:n]
+    smooth = _smooth(gap)
+    noise = 1.4826 * np.nanmedian(np.abs(gap - smooth)) + FLOOR
+    with np.errstate(invalid="ignore"):
+        return np.asarray(smooth > max(6 * noise / np.sqrt(SMOOTH), RISE))
+
+
+def _smooth(values: Array) -> Array:
+    """Median of the steps around each."""
+    half = SMOOTH // 2
+    windows = sliding_window_view(np.pad(values, half, mode="edge"), SMOOTH)
+    full = np.isfinite(windows).any(axis=1)
+    smooth = np.full(len(values), np.nan)
+    smooth[full] = np.nanmedian(windows[full], axis=1)
+    return smooth
+
+
+def _nonfinite(curves: Curves) -> list[Event]:
+    bad = ~np.isfinite(curves.loss)
+    if len(curves.broken):
+        bad = bad | (curves.broken > 0)
+    return [Event(first + 1, last + 1, "nonfinite") for first, last in _stretches(bad)]
+
+
+def _collapses(curves: Curves) -> list[Event]:
+    found = []
+    if len(curves.skipped) >= 20:
+        skipped = np.nan_to_num(curves.skipped) > 0
+        dense = sliding_window_view(skipped, 20).sum(axis=1) >= 10
+        for first, last in _stretches(dense):
+            inside = np.flatnonzero(skipped[first : last + 20]) + first
+            if inside[-1] >= 30:  # a scale that finds its level at the beginning is as it should be
+                found.append(Event(int(inside[0]) + 1, int(inside[-1]) + 1, "collapse"))
+    scale = curves.scale
+    if len(scale) > 40 and np.isfinite(scale[30:]).any():
+        highest = np.fmax.accumulate(np.where(np.arange(len(scale)) < 30, np.nan, scale))
+        low = (scale < np.fmin(1.0, highest)) | (scale <= highest / 2**8)
+        if low[-1]:
+            first = int(np.flatnonzero(~low)[-1]) + 1
+            found.append(Event(first + 1, len(scale), "collapse"))
+    return found
+
+
+def _failures(curves: Curves) -> list[Event]:
+    if curves.twin is None or not failed(curves.final, curves.twin_final, curves.deviation):
+        return []
+    worse = _worse(_logs(curves.loss), _logs(curves.twin))
+    assert worse is not None
+    worse = worse | ~np.isfinite(curves.loss[: len(worse)])
+    n = len(worse)
+    for i in range(n):
+        if worse[i : i + LASTING].all() and worse[i:].mean() >= 0.75:
+            tail = curves.unchanged[i:] if len(curves.unchanged) else np.full(1, np.nan)
+            stuck = np.isfinite(tail).any() and np.nanmedian(tail) > 0.5
+            return [Event(i + 1, n, "stagnation" if stuck else "failure")]
+    return [Event(n, n, "failure")]
+
+
+def _stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """(first, last) index of each run of flags, those up to GAP apart joined."""
+    joined: list[tuple[int, int]] = []
+    for i in np.flatnonzero(flags).tolist():
+        if joined and i - joined[-1][1] <= GAP:
+            joined[-1] = (joined[-1][0], i)
+        else:
+            joined.append((i, i))
+    return joined
+
+
+def _merged(found: list[Event]) -> list[Event]:
+    merged: list[Event] = []
+    for event in sorted(found, key=lambda e: (e.onset, e.end)):
+        if merged and event.onset - merged[-1].end <= GAP:
+            before = merged[-1]
+            kind = max(before.kind, event.kind, key=KINDS.index)
+            merged[-1] = Event(before.onset, max(before.end, event.end), kind)
+        else:
+            merged.append(event)
+    return merged
