@@ -31,6 +31,7 @@ def chosen(part: str, only: str) -> list[Recipe]:
     """The recipes asked for, and the references that they are compared with."""
     wanted = {n: r for n, r in RECIPES.items() if part in ("all", r.part) and fnmatch.fnmatch(n, only)}
     needed = {ref.id for r in wanted.values() if r.twin for ref in references(r.base, r.part)}
+    needed |= {r.twin for r in wanted.values() if r.twin}
     return [recipe for name, recipe in RECIPES.items() if name in wanted or name in needed]
 
 
@@ -38,7 +39,8 @@ def produce(recipes: Iterable[Recipe], jobs: int, runs: Path = RUNS) -> int:
     """Make what is missing, references first. Returns the number of runs that failed to be made."""
     recipes = list(recipes)
     missing = [recipe for recipe in recipes if not ready(recipe, runs)]
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), *times)
     failures = 0
     context = multiprocessing.get_context("spawn")
     with Progress(*columns, console=Console(stderr=True)) as progress, ProcessPoolExecutor(jobs, context) as pool:

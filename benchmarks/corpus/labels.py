@@ -1,13 +1,14 @@
 """The labeller: what went wrong in a run, told from its outcome alone and with its future in view.
 
-It is no predictor. It sees the losses of the whole run and those of its healthy twin, the steps that were skipped, the scale,
-the broken weights and the held-out loss at the end. It knows nothing of the fault. Losses are compared as logs; where a loss is
+It is no predictor. It sees the losses of the whole run and of its healthy twin, the steps that were skipped, the scale, the
+broken weights and the held-out loss at the end. It knows nothing of the fault. Losses are compared as logs; where a loss is
 not positive, it is held to the smallest positive one.
 
 A run may have these events:
 
-- spike: log loss stands more than 6 robust deviations (1.4826 MAD + 0.01), and 5 %, above the median of the 101 steps around it.
-  A rise that the twin shares at the same steps is the data's. The first 10 steps are not judged: the loss falls too fast.
+- spike: log loss stands more than 6 robust deviations (1.4826 MAD + 0.01), and 5 %, above the median of the 101 steps around
+  it. A rise that the twin shares at the same steps is the data's, as is that of a run without a twin where its data change:
+  the one thing that is taken from the recipe, and it can only remove events. The first 10 steps are not judged.
 - divergence: for at least 10 steps the loss (median of 9) is above the twin's by more than 6 deviations of their difference and
   above its own best so far by 10 %; it began where that began.
 - nonfinite: the first step with a loss or weights that are not finite.
@@ -62,6 +63,7 @@ class Curves:
         final: The held-out loss at the end.
         twin_final: The twin's.
         deviation: Standard deviation of log held-out loss over the seeds of the healthy setting.
+        data_changes: Steps from which the examples are of another kind.
     """
 
     loss: Array
@@ -73,14 +75,20 @@ class Curves:
     final: float = float("nan")
     twin_final: float | None = None
     deviation: float = 0.0
+    data_changes: tuple[int, ...] = ()
 
 
 def events(curves: Curves) -> list[Event]:
     """Everything that went wrong, in order."""
     logs = _logs(curves.loss)
     twin = None if curves.twin is None else _logs(curves.twin)
-    found = [*_spikes(logs, twin), *_divergences(logs, twin), *_nonfinite(curves), *_collapses(curves), *_failures(curves)]
+    spikes = [spike for spike in _spikes(logs, twin) if twin is not None or not _of_data(spike, curves)]
+    found = [*spikes, *_divergences(logs, twin), *_nonfinite(curves), *_collapses(curves), *_failures(curves)]
     return _merged(found)
+
+
+def _of_data(spike: Event, curves: Curves) -> bool:
+    return any(spike.onset <= change + GAP and spike.end >= change for change in curves.data_changes)
 
 
 def failed(final: float, twin_final: float | None, deviation: float) -> bool:

@@ -10,8 +10,12 @@ from dataclasses import asdict, dataclass, field
 
 __all__ = ["Disturbance", "Recipe"]
 
-VERSION = 1
+VERSION = 2
 """Raised when the same recipe would train otherwise than before: models, data or the loop were changed."""
+
+
+LASTING = ("shift", "hard", "labels")
+"""Disturbances after which a loss is another loss: their run is compared with one on the same data."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,11 @@ class Recipe:
         if kind != "skip" and kind not in ("rate", "gradient") and self.now("skip", step):
             return None
         return next((d for d in self.disturbances if d.kind == kind and d.at(step)), None)
+
+    @property
+    def data_changes(self) -> tuple[int, ...]:
+        """The steps from which the examples are of another kind."""
+        return tuple(d.first for d in self.disturbances if d.kind in LASTING)
 
     @property
     def injection(self) -> int | None:

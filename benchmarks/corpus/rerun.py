@@ -44,6 +44,9 @@ def remedied(recipe: Recipe, remedy: Mapping[str, float], facts: Mapping[str, An
     options: dict[str, float] = {k: remedy[k] for k in ("qk_norm", "z_loss") if k in remedy}
     changes: dict[str, Any] = {"options": {**recipe.options, **options}} if options else {}
     changes |= {field: remedy[name] for name, field in PLAIN.items() if name in remedy}
+    changes |= {field: bool(remedy[name]) for name, field in SWITCHES.items() if name in remedy}
+    if "peak_lr" in remedy:
+        changes |= {"peak": remedy["peak_lr"], "lr": min(recipe.lr, remedy["peak_lr"])}
     if "warmup_steps" in remedy:
         changes["warmup"] = round(remedy["warmup_steps"])
     if "init_factor" in remedy:
@@ -53,7 +56,7 @@ def remedied(recipe: Recipe, remedy: Mapping[str, float], facts: Mapping[str, An
             **before, **{name: before.get(name, before.get("", 1.0)) * remedy["init_factor"] for name in names}
         }  # fmt: skip
     if "weight_decay" in remedy:
-        named = {name: remedy["weight_decay"] for name in tensors}
+        named = dict.fromkeys(tensors, remedy["weight_decay"])
         changes |= {"decay": {**recipe.decay, **named}} if named else {"weight_decay": remedy["weight_decay"]}
     if remedy.get("master_weights") and recipe.precision == "bfloat16-weights":
         changes["precision"] = "float32"  # bfloat16 with float32 weights, at a tenth of the time on a CPU
@@ -62,11 +65,10 @@ def remedied(recipe: Recipe, remedy: Mapping[str, float], facts: Mapping[str, An
     return replace(recipe, **changes, disturbances=_disturbances(recipe, remedy, facts))
 
 
-PLAIN = {
-    "peak_lr": "peak", "beta2": "beta2", "eps": "eps", "clip_norm": "clip",
-    "restore_optimizer": "keep_moments", "unscale_first": "unscale",
-}  # fmt: skip
-"""Remedies that are a setting of the recipe."""
+PLAIN = {"beta2": "beta2", "eps": "eps", "clip_norm": "clip"}
+"""Remedies that are a number of the recipe."""
+SWITCHES = {"restore_optimizer": "keep_moments", "unscale_first": "unscale"}
+"""Remedies that are a switch of it."""
 
 
 def _disturbances(recipe: Recipe, remedy: Mapping[str, float], facts: Mapping[str, Any]) -> tuple[Disturbance, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import stabkit
 from benchmarks.corpus.faults import FAULTS, acceptable
 from benchmarks.corpus.labels import Array, Curves, events, failed
 from benchmarks.corpus.recipe import Recipe
-from benchmarks.corpus.recipes import RECIPES, references
-from benchmarks.corpus.train import train
+from benchmarks.corpus.recipes import references
+from benchmarks.corpus.train import Outcome, train
 
 __all__ = ["RUNS", "label_of", "make", "ready"]
 
@@ -66,9 +65,9 @@ def make(recipe: Recipe, runs: Path = RUNS, name: str | None = None) -> dict[str
     return label
 
 
-def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Mapping[str, float]) -> dict[str, Any]:
+def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -> dict[str, Any]:
     twin_final, deviation = _healthy(recipe, runs)
-    curves = _curves(recipe, run, runs, outcome["final_loss"], twin_final, deviation)
+    curves = _curves(recipe, run, runs, outcome, twin_final, deviation)
     fault = FAULTS[recipe.fault] if recipe.fault else None
     meant = fault.label if fault else None
     found = [
@@ -98,11 +97,11 @@ def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Mapping[st
         "injection": recipe.injection,
         "events": found,
         "twin": recipe.twin,
-        "final_loss": outcome["final_loss"],
+        "final_loss": outcome.final_loss,
         "twin_loss": twin_final,
         "deviation": deviation,
-        "failed": failed(outcome["final_loss"], twin_final, deviation),
-        "seconds": outcome["seconds"],
+        "failed": failed(outcome.final_loss, twin_final, deviation),
+        "seconds": outcome.seconds,
         "remedies_apply": bool(found and fault and fault.remedies),
     }
 
@@ -111,15 +110,16 @@ def _healthy(recipe: Recipe, runs: Path) -> tuple[float | None, float]:
     """The twin's held-out loss, and the deviation of its log over the seeds."""
     if recipe.twin is None:
         return None, LEAST_DEVIATION
-    names = {RECIPES[recipe.twin].id, *(r.id for r in references(recipe.base, recipe.part))}
-    losses = {name: label["final_loss"] for name in names if (label := label_of(name, runs))}
+    reference = {r.id for r in references(recipe.base, recipe.part)}
+    losses = {name: label["final_loss"] for name in {recipe.twin, *reference} if (label := label_of(name, runs))}
     if recipe.twin not in losses:
         raise RuntimeError(f"{recipe.id} is compared with {recipe.twin}, which was not trained yet: make that first")
-    return losses[recipe.twin], max(LEAST_DEVIATION, float(np.std(np.log(list(losses.values())), ddof=1) if len(losses) > 1 else 0))
+    seeds = [np.log(losses[name]) for name in losses if name in reference]
+    return losses[recipe.twin], max(LEAST_DEVIATION, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0)
 
 
 def _curves(
-    recipe: Recipe, run: Path, runs: Path, final: float, twin_final: float | None, deviation: float
+    recipe: Recipe, run: Path, runs: Path, outcome: Outcome, twin_final: float | None, deviation: float
 ) -> Curves:
     log = stabkit.load(run)
     steps = recipe.steps
@@ -145,6 +145,7 @@ def _curves(
         twin = np.full(steps, np.nan)
         twin[compared.steps - 1] = compared.values
     return Curves(
-        loss=series("loss", np.nan), twin=twin, skipped=series("skipped", 0.0), scale=series("loss_scale", np.nan),
-        broken=broken, unchanged=unchanged, final=final, twin_final=twin_final, deviation=deviation,
+        loss=np.array(outcome.losses), twin=twin, skipped=series("skipped", 0.0), scale=series("loss_scale", np.nan),
+        broken=broken, unchanged=unchanged, final=outcome.final_loss, twin_final=twin_final, deviation=deviation,
+        data_changes=recipe.data_changes,
     )  # fmt: skip

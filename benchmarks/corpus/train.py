@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,31 @@ import stabkit
 from benchmarks.corpus.families import FAMILIES, Batch, Task
 from benchmarks.corpus.recipe import Recipe
 
-__all__ = ["train"]
+__all__ = ["Outcome", "train"]
 
 AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def train(recipe: Recipe, folder: Path) -> dict[str, float]:
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        losses: The training loss of each step.
+        final_loss: The loss on held-out examples, in float32; NaN or infinite where the model is broken.
+        seconds: How long it took.
+    """
+
+    losses: tuple[float, ...]
+    final_loss: float
+    seconds: float
+
+
+def train(recipe: Recipe, folder: Path) -> Outcome:
     """Train as the recipe says, recorded into `folder`.
 
     Returns:
-        `final_loss` on held-out examples in float32, NaN or infinite where the model is broken, and `seconds`.
+        What became of it.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
@@ -38,7 +55,8 @@ def train(recipe: Recipe, folder: Path) -> dict[str, float]:
         model.to(torch.bfloat16)
     optimizer, scaler = _optimizer(model, recipe), _scaler(recipe)
     borders = [0, recipe.resume, recipe.steps] if recipe.resume else [0, recipe.steps]
-    for first, last in zip(borders, borders[1:], strict=False):
+    losses: list[float] = []
+    for first, last in itertools.pairwise(borders):
         if first:
             model, optimizer = _resumed(model, optimizer, recipe)
         watched = stabkit.watch(
@@ -46,16 +64,16 @@ def train(recipe: Recipe, folder: Path) -> dict[str, float]:
         )
         with watched:
             for step in range(first + 1, last + 1):
-                _step(step, recipe, task, model, optimizer, scaler)
+                losses.append(_step(step, recipe, task, model, optimizer, scaler))
     model.float().eval()
     with torch.no_grad():
         final = task.held_out(model)
-    return {"final_loss": final, "seconds": time.perf_counter() - started}
+    return Outcome(tuple(losses), final, time.perf_counter() - started)
 
 
 def _step(
     step: int, recipe: Recipe, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any | None
-) -> None:
+) -> float:
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
     loss = _loss(step, recipe, task, model, task.batch(step))
@@ -77,6 +95,7 @@ def _step(
     else:
         scaler.step(optimizer)
         scaler.update()
+    return loss.item()
 
 
 def _loss(step: int, recipe: Recipe, task: Task, model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -44,7 +44,8 @@ class Regression:
         if noise := self.recipe.now("noise", step):
             y = noise.size * torch.randn(y.shape, generator=generator)
         if labels := self.recipe.now("labels", step):
-            y = torch.where(torch.rand(y.shape, generator=generator) < labels.size, torch.randn(y.shape, generator=generator), y)
+            chosen = torch.rand(y.shape, generator=generator) < labels.size
+            y = torch.where(chosen, torch.randn(y.shape, generator=generator), y)
         if rare := self.recipe.now("rare", step):
             x = x * rare.size
         return x, y

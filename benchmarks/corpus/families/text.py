@@ -1,7 +1,7 @@
 """A small decoder-only transformer on the bytes of the standard library's source.
 
-Options: `width`, `batch`, `qk_norm`, `z_loss`. Disturbances: "noise" draws random bytes; "shift" permutes the bytes; "rare" maps
-every byte to one that the text never uses; "hard" starts from short sequences before its first step.
+Options: `width`, `batch`, `qk_norm`, `z_loss`. Disturbances: "noise" draws random bytes; "shift" permutes the bytes; "rare"
+flips the highest bit: bytes hardly ever met; "hard" starts from short sequences before its first step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A small vision transformer, or a convolutional network, on scikit-learn's 8 x 8 digits.
 
-Options: `cnn`, `batch`, `qk_norm`, `z_loss`. Disturbances: "noise" draws random pixels and labels; "shift" inverts the images and
-multiplies their contrast by `size`; "hard" adds noise of `size` standard deviations; "rare" lights one pixel very brightly.
+Options: `cnn`, `batch`, `qk_norm`, `z_loss`. Disturbances: "noise" draws random pixels and labels; "shift" inverts the images
+and multiplies their contrast by `size`; "hard" adds noise of `size` standard deviations; "rare" lights one pixel very brightly.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Vision:
         if recipe.period and recipe.schedule != "restarts":  # sorted by label within an epoch: its borders show in the loss
             start = (step % recipe.period) * (count - size) // recipe.period
             chosen = torch.argsort(labels[:count], stable=True)[start : start + size]
-            chosen = torch.where(torch.rand(size, generator=generator) < 0.3, chosen, torch.randint(count, (size,), generator=generator))
+            drawn = torch.randint(count, (size,), generator=generator)
+            chosen = torch.where(torch.rand(size, generator=generator) < 0.3, chosen, drawn)
         else:
             chosen = torch.randint(count, (size,), generator=generator)
         x, y = images[chosen], labels[chosen]
@@ -56,9 +57,9 @@ class Vision:
         return x, with_random_labels(y, 10, recipe, step)
 
     def loss(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Cross entropy, with the z-loss that was asked for."""
+        """Cross entropy with smoothed labels, so that it has a floor, and with the z-loss that was asked for."""
         logits = model(batch[0].to(next(model.parameters()).dtype)).float()
-        loss = F.cross_entropy(logits, batch[1])
+        loss = F.cross_entropy(logits, batch[1], label_smoothing=0.1)
         if z := self.recipe.options.get("z_loss", 0.0):
             loss = loss + z * logits.logsumexp(-1).square().mean()
         return loss
