@@ -15,8 +15,8 @@ A run may have these events:
 - collapse: at least 10 skipped steps among 20 neighbours, or a loss scale that fell by 2^8 from its highest after step 30, or
   below 1, without recovering.
 - failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds; it began at the first
-  of ten steps worse than the twin's after which at least 3 in 4 are. stagnation: the same where more than half of the weights did
-  not change any more.
+  of ten steps worse than the twin's after which at least 3 in 4 are.
+- stagnation: the same where more than half of the weights did not change any more.
 
 Events up to 30 steps apart are one, with the first onset and the gravest kind.
 """
