@@ -1,6 +1,6 @@
 """`python -m benchmarks.corpus`: trains and labels what is not there yet.
 
-    python -m benchmarks.corpus [--part tune|score|all] [--jobs 2] [--only GLOB] [--list]
+    python -m benchmarks.corpus [--part tune|score|all] [--jobs 2] [--only GLOB] [--list | --relabel]
 
 It may be stopped at any time and started again: a run is done when it has a label, and a changed recipe is trained again.
 """
@@ -13,18 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here 
 
 import argparse
 import fnmatch
-import multiprocessing
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+from benchmarks.corpus.producer import produce, sole_producer
 from benchmarks.corpus.recipe import Recipe
 from benchmarks.corpus.recipes import RECIPES, references
-from benchmarks.corpus.store import RUNS, label_of, make, ready
+from benchmarks.corpus.store import RUNS, label_of, ready, relabel
 
 
 def chosen(part: str, only: str) -> list[Recipe]:
@@ -33,27 +29,6 @@ def chosen(part: str, only: str) -> list[Recipe]:
     needed = {ref.id for r in wanted.values() if r.twin for ref in references(r.base, r.part)}
     needed |= {r.twin for r in wanted.values() if r.twin}
     return [recipe for name, recipe in RECIPES.items() if name in wanted or name in needed]
-
-
-def produce(recipes: Iterable[Recipe], jobs: int, runs: Path = RUNS) -> int:
-    """Make what is missing, references first. Returns the number of runs that failed to be made."""
-    recipes = list(recipes)
-    missing = [recipe for recipe in recipes if not ready(recipe, runs)]
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), *times)
-    failures = 0
-    context = multiprocessing.get_context("spawn")
-    with Progress(*columns, console=Console(stderr=True)) as progress, ProcessPoolExecutor(jobs, context) as pool:
-        task = progress.add_task("corpus", total=len(recipes), completed=len(recipes) - len(missing))
-        for wave in ([r for r in missing if r.twin is None], [r for r in missing if r.twin]):
-            futures = {pool.submit(make, recipe, runs): recipe for recipe in wave}
-            for future in as_completed(futures):
-                name = futures[future].id
-                progress.update(task, advance=1, description=name)
-                if error := future.exception():
-                    failures += 1
-                    progress.console.print(f"{name}: {type(error).__name__}: {error}")
-    return failures
 
 
 def table(recipes: Iterable[Recipe], runs: Path = RUNS) -> None:
@@ -77,12 +52,23 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="*", help="a pattern of ids, such as 'text-*'")
     parser.add_argument("--list", action="store_true", help="show what is there and make nothing")
+    parser.add_argument("--relabel", action="store_true", help="label what is there again, and train nothing")
     options = parser.parse_args()
     recipes = chosen(options.part, options.only)
     if options.list:
         table(recipes)
         return 0
-    return int(produce(recipes, options.jobs) > 0)
+    try:
+        with sole_producer():
+            if options.relabel:
+                for recipe in recipes:
+                    if ready(recipe):
+                        relabel(recipe)
+                return 0
+            return int(produce(recipes, options.jobs) > 0)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

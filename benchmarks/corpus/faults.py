@@ -53,16 +53,22 @@ class Fault:
         apply: (recipe, size) -> the recipe with the fault.
         tensors: Where it sits, if in one place.
         remedies: Whether some remedy by numbers can heal it.
+        against: What the run is compared with, made from the sick recipe; None where that is the healthy setting.
+        facts: Rules that state what is so, whatever came of it: they are no false alarms where nothing did.
     """
 
     label: str | None
     apply: Callable[[Recipe, float], Recipe]
     tensors: dict[str, tuple[str, ...]] | None = None
     remedies: bool = True
+    against: Callable[[Recipe], Recipe] | None = None
+    facts: tuple[str, ...] = ()
 
 
 GROWN = {"text": "blocks.1.fc2.weight", "vision": "9.weight", "regression": "2.weight", "recurrent": "head.weight"}
 ATTENDING = ("blocks.0.query.weight", "blocks.0.key.weight")
+NORMALISED = {"text": ("blocks.0.query.weight",), "vision": ("4.weight",), "recurrent": ("head.weight",)}
+"""Weights before a normalisation: they may grow, and the loss does not tell."""
 
 
 def _set(**names: Any) -> Callable[[Recipe, float], Recipe]:
@@ -92,6 +98,16 @@ def _grow(recipe: Recipe, size: float) -> Recipe:
     return replace(recipe, decay={GROWN[recipe.family]: -size})
 
 
+def _overflow(recipe: Recipe, size: float) -> Recipe:
+    options = {**recipe.options, "qk_norm": 1.0} if recipe.family == "text" else recipe.options
+    growing = dict.fromkeys(NORMALISED[recipe.family], -size)
+    return replace(recipe, decay=growing, options=options, precision="float16", init_scale=1024.0, schedule="constant")
+
+
+def _always(kind: str) -> Callable[[Recipe, float], Recipe]:
+    return lambda recipe, size: replace(recipe, disturbances=(Disturbance(kind, 1, recipe.steps, size),))
+
+
 def _resume(keep: bool, **settings: Any) -> Callable[[Recipe, float], Recipe]:
     return lambda recipe, size: replace(recipe, resume=_when(recipe), keep_moments=keep, **settings)
 
@@ -105,10 +121,13 @@ FAULTS: dict[str, Fault] = {
     "gradient-clipped": Fault("batch", _disturb("gradient", clip=1.0)),
     "noise": Fault("batch", _disturb("noise", 2, clip=0.0)),
     "noise-clipped": Fault("batch", _disturb("noise", 2, clip=1.0)),
+    "rescaled": Fault("stale", lambda r, size: _disturb("gradient", None, clip=0.0)(replace(r, lr=r.lr * 5), size),
+                      against=lambda r: replace(r, disturbances=())),
     "beta2": Fault("decoupled", _set(beta2=lambda size: size)),
     "grow": Fault("growth", _grow, {family: (name,) for family, name in GROWN.items()}),
     "grow-fp16": Fault("growth", lambda r, size: replace(_grow(r, size), precision="float16", init_scale=1024.0),
                        {family: (name,) for family, name in GROWN.items()}),
+    "overflow": Fault("growth", _overflow, NORMALISED),
     "attention": Fault("growth", _set(decay=lambda size: dict.fromkeys(ATTENDING, -size)),
                        {"text": ATTENDING, "vision": ATTENDING}),
     "nan-batches": Fault("scale", _disturb("nan", None, every=2, precision="float16"), remedies=False),
@@ -117,13 +136,18 @@ FAULTS: dict[str, Fault] = {
     "eps": Fault("eps", _set(eps=lambda size: size)),
     "jump": Fault("rate", _disturb("rate", None)),
     "pulse": Fault("rate", _disturb("rate", 20)),
-    "moments": Fault("wiring", lambda r, size: replace(_resume(False)(r, size), lr=r.lr * size)),
-    "unscale": Fault("wiring", _set(precision="float16", unscale=False, clip=1.0, init_scale=lambda size: size)),
+    "moments": Fault("wiring", lambda r, size: replace(_resume(False)(r, size), lr=r.lr * size),
+                     against=lambda r: replace(r, keep_moments=True), facts=("SK421",)),
+    "unscale": Fault("wiring", _set(precision="float16", unscale=False, clip=1.0, init_scale=lambda size: size),
+                     facts=("SK401",)),
     "zero-division": Fault("nonfinite", _disturb("nan"), remedies=False),
     # Suspicious, and meant to do no harm.
     "rate": Fault(None, lambda r, size: replace(r, lr=r.lr * size)),
     "restarts": Fault(None, lambda r, size: replace(r, schedule="restarts", period=r.steps // int(size))),
-    "labels": Fault(None, lambda r, size: replace(r, disturbances=(Disturbance("labels", 1, r.steps, size),))),
+    "labels": Fault(None, _always("labels")),
+    "heavy": Fault(None, _always("heavy")),
+    "mixed": Fault(None, _always("mixed")),
+    "plateau": Fault(None, lambda r, size: replace(r, lr=r.lr * size, schedule="constant")),
     "epochs": Fault(None, _set(period=lambda size: int(size), schedule="constant")),
     "hard": Fault(None, _disturb("hard", None)),
     "fp16": Fault(None, _set(precision="float16", init_scale=lambda size: size)),

@@ -6,19 +6,22 @@ not positive, it is held to the smallest positive one.
 
 A run may have these events:
 
-- spike: log loss stands more than 6 robust deviations (1.4826 MAD + 0.01), and 5 %, above the median of the 101 steps around
-  it. A rise that the twin shares at the same steps is the data's, as is that of a run without a twin where its data change:
-  the one thing that is taken from the recipe, and it can only remove events. The first 10 steps are not judged.
+- spike: the loss rises and returns. Log loss stands more than 6 robust deviations (1.4826 MAD + 0.01), and 5 %, above the
+  median of the 101 steps around it; or it departs from the twin's and comes back before the end. A rise that the twin shares
+  at the same steps is the data's, as is that of a run without a twin where its data change: the one thing that is taken from
+  the recipe, and it can only remove events. In the first 10 steps, where there is nothing to compare with but the twin, a
+  spike stands 10 % above both the twin's loss and the run's first.
 - divergence: for at least 10 steps the loss (median of 9) is above the twin's by more than 6 deviations of their difference and
-  above its own best so far by 10 %; it began where that began.
+  above its own best so far by 10 %, to the end; it began where that began.
 - nonfinite: the first step with a loss or weights that are not finite.
 - collapse: at least 10 skipped steps among 20 neighbours, or a loss scale that fell by 2^8 from its highest after step 30, or
   below 1, without recovering.
-- failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds; it began at the first
-  of ten steps worse than the twin's after which at least 3 in 4 are.
+- failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds, and 5 %; it began at the
+  first of ten steps worse than the twin's after which at least 3 in 4 are. A run that fails though most of its rise (3
+  quarters of it, in logs) was made good has had a spike until then.
 - stagnation: the same where more than half of the weights did not change any more.
 
-Events up to 30 steps apart are one, with the first onset and the gravest kind.
+Events up to 30 steps apart are one, with the first onset and the gravest kind; its stages tell the others.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-__all__ = ["Curves", "Event", "events", "failed"]
+__all__ = ["Curves", "Event", "events", "excused", "failed"]
 
 Array = NDArray[np.float64]
 KINDS = ("spike", "divergence", "failure", "stagnation", "collapse", "nonfinite")
@@ -38,15 +41,20 @@ WINDOW, SCORE, RISE, FLOOR = 101, 6.0, 0.05, 0.01
 UNSETTLED = 10
 GAP = 30
 SMOOTH, LASTING, WORSE = 9, 10, 0.1
+LEAST_FAILURE = 0.05
+"""Of log held-out loss: three seeds can agree by chance."""
+RETURNED = 0.25
+"""The share of a rise that may be left when a loss is said to have returned."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that went wrong, from `onset` to `end` (steps from 1)."""
+    """Something that went wrong, from `onset` to `end` (steps from 1); `stages` are the events it was merged from."""
 
     onset: int
     end: int
     kind: str
+    stages: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,7 @@ class Curves:
         twin_final: The twin's.
         deviation: Standard deviation of log held-out loss over the seeds of the healthy setting.
         data_changes: Steps from which the examples are of another kind.
+        restless: Whether each batch may be of another kind.
     """
 
     loss: Array
@@ -76,26 +85,46 @@ class Curves:
     twin_final: float | None = None
     deviation: float = 0.0
     data_changes: tuple[int, ...] = ()
+    restless: bool = False
 
 
 def events(curves: Curves) -> list[Event]:
     """Everything that went wrong, in order."""
-    logs = _logs(curves.loss)
-    twin = None if curves.twin is None else _logs(curves.twin)
-    spikes = [spike for spike in _spikes(logs, twin) if twin is not None or not _of_data(spike, curves)]
-    found = [*spikes, *_divergences(logs, twin), *_nonfinite(curves), *_collapses(curves), *_failures(curves)]
-    return _merged(found)
+    logs, twin = _compared(curves)
+    high = _high(logs)
+    spikes = _joined(high if twin is None else high & ~_shared(logs, twin), "spike")
+    if twin is None:
+        spikes = [spike for spike in spikes if not _of_data(spike, curves)]
+    found = [*spikes, *_early(logs, twin), *_divergences(logs, twin), *_nonfinite(curves), *_collapses(curves)]
+    return _merged([*found, *_failures(curves, bool(found))])
+
+
+def excused(curves: Curves) -> list[tuple[int, int]]:
+    """The stretches where the data alone made the loss rise: it is no event, and it is no error to say that it rose."""
+    logs, twin = _compared(curves)
+    high = _high(logs)
+    stretches = _joined(high if twin is None else high & _shared(logs, twin), "spike")
+    if twin is None:
+        stretches = [stretch for stretch in stretches if _of_data(stretch, curves)]
+    changed = [Event(step, step, "spike") for step in curves.data_changes if step > 1]
+    return [(event.onset, event.end) for event in _merged([*stretches, *changed])]
+
+
+def _compared(curves: Curves) -> tuple[Array, Array | None]:
+    return _logs(curves.loss), None if curves.twin is None else _logs(curves.twin)
 
 
 def _of_data(spike: Event, curves: Curves) -> bool:
-    return any(spike.onset <= change + GAP and spike.end >= change for change in curves.data_changes)
+    changes = curves.data_changes
+    return curves.restless or any(spike.onset <= change + GAP and spike.end >= change for change in changes)
 
 
 def failed(final: float, twin_final: float | None, deviation: float) -> bool:
-    """Whether a held-out loss is broken, or worse than the twin's by more than three deviations of the seeds."""
+    """Whether a held-out loss is broken, or worse than the twin's by more than three deviations of the seeds and 5 %."""
     if not np.isfinite(final):
         return True
-    return twin_final is not None and bool(np.log(max(final, 1e-30) / max(twin_final, 1e-30)) > 3 * deviation)
+    allowed = max(3 * deviation, LEAST_FAILURE)
+    return twin_final is not None and bool(np.log(max(final, 1e-30) / max(twin_final, 1e-30)) > allowed)
 
 
 def _logs(loss: Array) -> Array:
@@ -108,28 +137,47 @@ def _logs(loss: Array) -> Array:
 
 def excess(logs: Array) -> tuple[Array, Array]:
     """(height above the centred median, robust deviation) of each step, the window shortened at the borders."""
-    half, n = WINDOW // 2, len(logs)
-    height, deviation = np.full(n, np.nan), np.full(n, np.nan)
-    for i in range(n):
-        around = logs[max(0, i - half) : i + half + 1]
-        around = around[np.isfinite(around)]
-        if len(around) > 10:
-            median = np.median(around)
-            height[i] = logs[i] - median
-            deviation[i] = 1.4826 * np.median(np.abs(around - median)) + FLOOR
-    return height, deviation
+    windows = sliding_window_view(np.pad(logs, WINDOW // 2, constant_values=np.nan), WINDOW)
+    median = _medians(windows)
+    deviation = 1.4826 * _medians(np.abs(windows - median[:, None])) + FLOOR
+    few = np.isfinite(windows).sum(axis=1) <= 10
+    median[few] = deviation[few] = np.nan
+    return logs - median, deviation
 
 
-def _spikes(logs: Array, twin: Array | None) -> list[Event]:
+def _medians(rows: Array) -> Array:
+    """The median of what is finite in each row; NaN where nothing is."""
+    ordered, count = np.sort(rows, axis=1), np.isfinite(rows).sum(axis=1)
+    each, last = np.arange(len(rows)), np.maximum(count - 1, 0)
+    middle = (ordered[each, last // 2] + ordered[each, (last + 1) // 2]) / 2
+    return np.where(count > 0, middle, np.nan)
+
+
+def _high(logs: Array) -> NDArray[np.bool_]:
+    """Where a loss stands out among its neighbours; the first steps are not judged."""
     height, deviation = excess(logs)
     with np.errstate(invalid="ignore"):
-        out = (height > SCORE * deviation) & (height > np.log1p(RISE))
-    if twin is not None:
-        shared, _ = excess(twin)
-        around = np.array([np.nanmax([0, *shared[max(0, i - 2) : i + 3]]) for i in range(len(shared))])
-        out &= height > 2 * around[: len(out)]
-    out[:UNSETTLED] = False
-    return [Event(first + 1, last + 1, "spike") for first, last in _stretches(out)]
+        high = (height > SCORE * deviation) & (height > np.log1p(RISE))
+    high[:UNSETTLED] = False
+    return np.asarray(high)
+
+
+def _shared(logs: Array, twin: Array) -> NDArray[np.bool_]:
+    """Where the twin stands at least half as high, or did within two steps."""
+    own, _ = excess(logs)
+    others, _ = excess(twin)
+    around = np.array([np.nanmax([0, *others[max(0, i - 2) : i + 3]]) for i in range(len(others))])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(own <= 2 * around[: len(own)])
+
+
+def _early(logs: Array, twin: Array | None) -> list[Event]:
+    """A rise in the first steps, held against the twin and the very first loss."""
+    if twin is None:
+        return []
+    limit = np.maximum(twin[:UNSETTLED], logs[0]) + np.log1p(WORSE)
+    with np.errstate(invalid="ignore"):
+        return _joined(logs[:UNSETTLED] > limit[: len(logs)], "spike")
 
 
 def _divergences(logs: Array, twin: Array | None) -> list[Event]:
@@ -140,7 +188,14 @@ def _divergences(logs: Array, twin: Array | None) -> list[Event]:
     best = np.minimum.accumulate(np.where(np.isnan(own), np.inf, own))
     with np.errstate(invalid="ignore"):
         away = worse & (own > best + np.log1p(WORSE))
-    return [Event(a + 1, b + 1, "divergence") for a, b in _stretches(away) if b - a + 1 >= LASTING]
+    found = []
+    for first, last in _stretches(away):
+        if away[first : last + 1].sum() >= LASTING:
+            assert twin is not None
+            back = _returned(_smooth(logs[first : len(away)] - twin[first : len(away)]))
+            end = last if back is None else min(last, first + back - 1)
+            found.append(Event(first + 1, end + 1, "spike" if end < len(away) - GAP else "divergence"))
+    return found
 
 
 def _worse(logs: Array, twin: Array | None) -> NDArray[np.bool_] | None:
@@ -158,11 +213,7 @@ def _worse(logs: Array, twin: Array | None) -> NDArray[np.bool_] | None:
 def _smooth(values: Array) -> Array:
     """Median of the steps around each."""
     half = SMOOTH // 2
-    windows = sliding_window_view(np.pad(values, half, mode="edge"), SMOOTH)
-    full = np.isfinite(windows).any(axis=1)
-    smooth = np.full(len(values), np.nan)
-    smooth[full] = np.nanmedian(windows[full], axis=1)
-    return smooth
+    return _medians(sliding_window_view(np.pad(values, half, mode="edge"), SMOOTH))
 
 
 def _nonfinite(curves: Curves) -> list[Event]:
@@ -191,19 +242,33 @@ def _collapses(curves: Curves) -> list[Event]:
     return found
 
 
-def _failures(curves: Curves) -> list[Event]:
+def _failures(curves: Curves, otherwise: bool) -> list[Event]:
+    """The failure of a run, if it failed; one that no training loss shows counts where there is nothing else to tell."""
     if curves.twin is None or not failed(curves.final, curves.twin_final, curves.deviation):
         return []
-    worse = _worse(_logs(curves.loss), _logs(curves.twin))
+    logs, twin = _logs(curves.loss), _logs(curves.twin)
+    worse = _worse(logs, twin)
     assert worse is not None
     worse = worse | ~np.isfinite(curves.loss[: len(worse)])
     n = len(worse)
     for i in range(n):
         if worse[i : i + LASTING].all() and worse[i:].mean() >= 0.75:
             tail = curves.unchanged[i:] if len(curves.unchanged) else np.full(1, np.nan)
-            stuck = np.isfinite(tail).any() and np.nanmedian(tail) > 0.5
-            return [Event(i + 1, n, "stagnation" if stuck else "failure")]
-    return [Event(n, n, "failure")]
+            if np.isfinite(tail).any() and np.nanmedian(tail) > 0.5:
+                return [Event(i + 1, n, "stagnation")]
+            back = _returned(_smooth(logs[i:n] - twin[i:n]))
+            return [Event(i + 1, n, "failure") if back is None else Event(i + 1, i + back, "spike")]
+    return [] if otherwise else [Event(n, n, "failure")]
+
+
+def _returned(gap: Array) -> int | None:
+    """The number of steps after which most of a rise was made good for all the rest; None where it was not."""
+    low = gap < RETURNED * np.nanmax(gap, initial=0.0)
+    if len(gap) < 3 * GAP or not low[-GAP:].mean() > 0.5:
+        return None
+    lows = np.cumsum(low[::-1])[::-1] / np.arange(len(low), 0, -1)
+    peak = int(np.nanargmax(gap))
+    return next((i for i in range(peak, len(gap)) if low[i] and lows[i] > 0.75), None)
 
 
 def _stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
@@ -217,13 +282,18 @@ def _stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return joined
 
 
+def _joined(flags: NDArray[np.bool_], kind: str) -> list[Event]:
+    return [Event(first + 1, last + 1, kind) for first, last in _stretches(flags)]
+
+
 def _merged(found: list[Event]) -> list[Event]:
     merged: list[Event] = []
     for event in sorted(found, key=lambda e: (e.onset, e.end)):
         if merged and event.onset - merged[-1].end <= GAP:
             before = merged[-1]
             kind = max(before.kind, event.kind, key=KINDS.index)
-            merged[-1] = Event(before.onset, max(before.end, event.end), kind)
+            stages = (*(before.stages or (before,)), event)
+            merged[-1] = Event(before.onset, max(before.end, event.end), kind, stages)
         else:
             merged.append(event)
     return merged

@@ -14,7 +14,7 @@ VERSION = 2
 """Raised when the same recipe would train otherwise than before: models, data or the loop were changed."""
 
 
-LASTING = ("shift", "hard", "labels")
+LASTING = ("shift", "hard", "labels", "heavy", "mixed")
 """Disturbances after which a loss is another loss: their run is compared with one on the same data."""
 
 
@@ -24,7 +24,9 @@ class Disturbance:
 
     Attributes:
         kind: "rate" (the rate times `size`), "loss" (the loss times `size`), "gradient" (the gradients times `size`, after
-            the backward pass), "labels" (a share `size` of the targets drawn at random), "noise" (inputs and targets at
+            the backward pass), "labels" (a share `size` of the targets drawn at random), "heavy" (a share of
+            the targets that few batches have much of, at most `size`), "mixed" (the same share `size` in a third of the
+            batches), "noise" (inputs and targets at
             random), "shift" (another distribution), "hard" (harder examples), "rare" (values never met before), "nan" (a
             gradient of 0 / 0), "skip" (another batch, undisturbed).
         first: The first step.
@@ -133,6 +135,11 @@ class Recipe:
     def data_changes(self) -> tuple[int, ...]:
         """The steps from which the examples are of another kind."""
         return tuple(d.first for d in self.disturbances if d.kind in LASTING)
+
+    @property
+    def restless(self) -> bool:
+        """Whether each batch may be of another kind, so that a high loss means nothing by itself."""
+        return any(d.kind in ("heavy", "mixed") for d in self.disturbances)
 
     @property
     def injection(self) -> int | None:

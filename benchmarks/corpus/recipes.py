@@ -50,15 +50,18 @@ PLANS: tuple[Plan, ...] = (
     Plan("text", "init", (2, 20), (3, 30)),
     Plan("mini", "init", (5,), (6,)),
     # Second moments that are out of date
-    Plan("text", "shift", (1,), (1,), 3),
-    Plan("cnn", "shift", (2, 8), (3, 6), 2),
-    Plan("mini", "shift", (10,), (20,), 2),
+    Plan("text", "shift", (1,), (1,), 2),
+    Plan("cnn", "shift", (2,), (3,), 2),
+    Plan("mini", "shift", (10,), (20,)),
+    Plan("mini", "rescaled", (10, 100), (20, 60), 2),
+    Plan("cnn", "rescaled", (30,), (60,), 2),
     Plan("text", "rare", (1,), (1,), 2),
     Plan("mini", "rare", (20,), (15,)),
     Plan("full", "beta2", (0.999, 0.99), (0.998, 0.995), 3),
     # Bad batches
     Plan("text", "gradient", (200, 2000), (500, 5000)),
     Plan("cnn", "gradient", (500,), (1000,)),
+    Plan("vit", "gradient", (500,), (1000,)),
     Plan("mini", "gradient", (50, 1000), (200, 2000)),
     Plan("text", "gradient-clipped", (200,), (500,), 2),
     Plan("text", "noise", (1,), (1,), 2),
@@ -68,15 +71,17 @@ PLANS: tuple[Plan, ...] = (
     # Growth
     Plan("text", "grow", (40, 400), (60, 300)),
     Plan("text", "attention", (30, 100), (50, 80), 2),
-    Plan("cnn", "grow-fp16", (30,), (40,), 2),
-    Plan("mini", "grow-fp16", (30, 60), (40, 80)),
+    Plan("cnn", "grow-fp16", (30,), (40,)),
+    Plan("mini", "grow-fp16", (30,), (40,)),
+    Plan("cnn", "overflow", (20, 40), (16, 30), 2),
+    Plan("text", "overflow", (20,), (25,), 2),
     # Numbers
     Plan("cnn", "nan-batches", (1,), (1,)),
     Plan("mini", "nan-batches", (1,), (1,), 2),
     Plan("mini", "underflow", (1e-4, 1e-6), (3e-5, 3e-6)),
     Plan("cnn", "underflow", (1e-3,), (3e-4,)),
-    Plan("text", "bf16", (0.02, 1), (0.03, 0.7)),
-    Plan("mini", "bf16", (0.02, 1), (0.03, 0.7)),
+    Plan("text", "bf16", (0.02,), (0.03,)),
+    Plan("mini", "bf16", (0.02, 1), (0.03, 0.7), 2),
     Plan("cnn", "bf16", (0.02,), (0.03,)),
     Plan("text", "eps", (1e-2, 1e-4, 1e-15), (3e-2, 3e-5, 1e-14)),
     Plan("mini", "eps", (1.0,), (3.0,)),
@@ -85,16 +90,18 @@ PLANS: tuple[Plan, ...] = (
     # Rates and wiring
     Plan("text", "jump", (3, 30), (4, 50), 2),
     Plan("cnn", "jump", (30,), (50,)),
+    Plan("vit", "jump", (20,), (30,)),
     Plan("mini", "jump", (10, 50), (15, 70)),
     Plan("text", "pulse", (30,), (50,), 2),
-    Plan("text", "moments", (1, 5), (1.5, 6)),
-    Plan("cnn", "moments", (3,), (4,)),
-    Plan("mini", "moments", (5,), (8,)),
+    Plan("text", "moments", (1, 8), (1.5, 9)),
+    Plan("cnn", "moments", (8,), (10,), 2),
+    Plan("mini", "moments", (5, 12), (8, 15), 2),
     Plan("mini", "unscale", (65536,), (32768,)),
     Plan("cnn", "unscale", (65536,), (32768,)),
     # Suspicious, and harmless if all goes well
     Plan("text", "rate", (3,), (4,), 2),
     Plan("cnn", "rate", (4,), (5,)),
+    Plan("vit", "rate", (2,), (1.6,)),
     Plan("mini", "rate", (4,), (5,)),
     Plan("text", "restarts", (3,), (4,)),
     Plan("cnn", "restarts", (4,), (5,)),
@@ -102,6 +109,13 @@ PLANS: tuple[Plan, ...] = (
     Plan("text", "labels", (0.5,), (0.4,)),
     Plan("mini", "labels", (0.5,), (0.4,)),
     Plan("cnn", "epochs", (47,), (50,)),
+    Plan("vit", "epochs", (60,), (55,)),
+    Plan("text", "heavy", (1.0,), (0.9,)),
+    Plan("vit", "heavy", (1.0,), (0.9,)),
+    Plan("mini", "heavy", (1.0,), (0.9,)),
+    Plan("cnn", "mixed", (0.6,), (0.7,)),
+    Plan("text", "mixed", (0.5,), (0.6,)),
+    Plan("mini", "plateau", (0.5,), (0.7,), 2),
     Plan("text", "hard", (1,), (1,), 2),
     Plan("cnn", "hard", (0.3,), (0.4,)),
     Plan("mini", "fp16", (65536,), (32768,)),
@@ -124,6 +138,7 @@ PLANS: tuple[Plan, ...] = (
     Plan("lstm", "moments", (), (8,)),
     Plan("lstm", "rate", (), (2,)),
     Plan("lstm", "labels", (), (0.4,)),
+    Plan("lstm", "heavy", (), (0.9,)),
     Plan("lstm", "restarts", (), (3,)),
     Plan("lstm", "hard", (), (1,)),
 )
@@ -140,19 +155,22 @@ def references(base: str, part: str) -> list[Recipe]:
 
 def _calm(sick: Recipe, healthy: Recipe) -> Recipe:
     """A run on the same changing data by an optimizer that takes it well: what the data alone do to a loss."""
-    disturbed = replace(healthy, disturbances=sick.disturbances, beta2=min(0.95, healthy.beta2), clip=1.0, lr=healthy.lr * 0.7)
-    return replace(disturbed, id=f"{sick.id}-calm")
+    return replace(healthy, disturbances=sick.disturbances, beta2=min(0.95, healthy.beta2), clip=1.0, lr=healthy.lr * 0.7)
 
 
 def _planned(plan: Plan, part: str) -> Iterator[Recipe]:
+    fault = FAULTS[plan.fault]
     for size in getattr(plan, part):
         for healthy in references(plan.base, part)[: plan.seeds]:
             name = f"{plan.base}-{plan.fault}-{size:g}-s{healthy.seed}"
-            sick = replace(FAULTS[plan.fault].apply(healthy, size), id=name, fault=plan.fault, size=size, twin=healthy.id)
-            if sick.data_changes:
-                yield _calm(sick, healthy)
-                sick = replace(sick, twin=f"{name}-calm")
-            yield sick
+            sick, twin = fault.apply(healthy, size), None
+            if fault.against:
+                twin = fault.against(sick)
+            elif sick.data_changes:
+                twin = _calm(sick, healthy)
+            if twin:
+                yield replace(twin, id=f"{name}-calm")
+            yield replace(sick, id=name, fault=plan.fault, size=size, twin=f"{name}-calm" if twin else healthy.id)
 
 
 def _all() -> Iterator[Recipe]:

@@ -12,21 +12,20 @@ import numpy as np
 
 import stabkit
 from benchmarks.corpus.faults import FAULTS, acceptable
-from benchmarks.corpus.labels import Array, Curves, events, failed
+from benchmarks.corpus.labels import Array, Curves, Event, events, excused, failed
 from benchmarks.corpus.recipe import Recipe
 from benchmarks.corpus.recipes import references
 from benchmarks.corpus.train import Outcome, train
 
-__all__ = ["RUNS", "label_of", "make", "ready"]
+__all__ = ["RUNS", "label_of", "make", "ready", "relabel"]
 
 RUNS = Path(__file__).parent / "runs"
-LEAST_DEVIATION = 0.01
-"""Of log held-out loss: three seeds can agree by chance."""
+OUTCOME = "outcome.npz"
 NATURAL = {"nonfinite": "nonfinite", "collapse": "scale", "stagnation": "precision"}
 """The class of an event for which no fault is to blame; any other is one of the second moment."""
 
 
-def ready(recipe: Recipe, runs: Path) -> bool:
+def ready(recipe: Recipe, runs: Path = RUNS) -> bool:
     """Whether the run is there, trained from this very recipe."""
     label = label_of(recipe.id, runs)
     return label is not None and label["recipe_hash"] == recipe.hash
@@ -58,6 +57,26 @@ def make(recipe: Recipe, runs: Path = RUNS, name: str | None = None) -> dict[str
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     outcome = train(recipe, folder / "run")
+    np.savez_compressed(folder / OUTCOME, losses=outcome.losses, rest=(outcome.final_loss, outcome.seconds))
+    return _written(recipe, name, folder, runs, outcome)
+
+
+def relabel(recipe: Recipe, runs: Path = RUNS, name: str | None = None) -> dict[str, Any]:
+    """Label a run again from what it left, after a change of the labeller. Nothing is trained.
+
+    Raises:
+        RuntimeError: there is no whole run of this recipe.
+    """
+    name = name or recipe.id
+    done, stored = label_of(name, runs), runs / name / OUTCOME
+    if done is None or done["recipe_hash"] != recipe.hash or not stored.exists():
+        raise RuntimeError(f"{name} cannot be labelled again: it was not trained yet as its recipe says")
+    with np.load(stored) as kept:
+        outcome = Outcome(tuple(kept["losses"].tolist()), *kept["rest"].tolist())
+    return _written(recipe, name, runs / name, runs, outcome)
+
+
+def _written(recipe: Recipe, name: str, folder: Path, runs: Path, outcome: Outcome) -> dict[str, Any]:
     label = _label(recipe, name, folder / "run", runs, outcome)
     partial = folder / "label.json.part"
     partial.write_text(json.dumps(label, indent=1) + "\n")
@@ -69,18 +88,8 @@ def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -
     twin_final, deviation = _healthy(recipe, runs)
     curves = _curves(recipe, run, runs, outcome, twin_final, deviation)
     fault = FAULTS[recipe.fault] if recipe.fault else None
-    meant = fault.label if fault else None
-    found = [
-        {
-            "onset": event.onset,
-            "end": event.end,
-            "kind": event.kind,
-            "class": (label := meant or NATURAL.get(event.kind, "stale")),
-            "rules": acceptable(event.kind, label),
-            "tensors": list((fault.tensors or {}).get(recipe.family, ())) if fault else [],
-        }
-        for event in events(curves)
-    ]
+    seen = 1 if recipe.keep_moments or not recipe.resume else recipe.resume + 1
+    found = [_told(event, recipe) for event in events(curves) if event.end >= seen]
     return {
         "schema": 1,
         "id": name,
@@ -88,14 +97,17 @@ def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -
         "family": recipe.family,
         "base": recipe.base,
         "fault": recipe.fault,
-        "class": meant,
+        "class": fault.label if fault else None,
         "part": recipe.part,
         "seed": recipe.seed,
         "steps": recipe.steps,
+        "first_step": seen,
         "healthy": not found,
         "hard_negative": not found and recipe.fault is not None,
         "injection": recipe.injection,
         "events": found,
+        "excused_steps": [list(stretch) for stretch in excused(curves)],
+        "excused_rules": list(fault.facts) if fault else [],
         "twin": recipe.twin,
         "final_loss": outcome.final_loss,
         "twin_loss": twin_final,
@@ -106,16 +118,33 @@ def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -
     }
 
 
+def _told(event: Event, recipe: Recipe) -> dict[str, Any]:
+    """An event with its class: the fault's, unless it came before the fault did."""
+    fault = FAULTS[recipe.fault] if recipe.fault else None
+    caused = fault is not None and fault.label is not None and event.end >= (recipe.injection or 1)
+    label = fault.label if fault and fault.label and caused else NATURAL.get(event.kind, "stale")
+    stages = event.stages or (event,)
+    return {
+        "onset": event.onset,
+        "end": event.end,
+        "kind": event.kind,
+        "class": label,
+        "rules": sorted({code for stage in stages for code in acceptable(stage.kind, label)}),
+        "tensors": list((fault.tensors or {}).get(recipe.family, ())) if fault and caused else [],
+        "stages": [[stage.onset, stage.end, stage.kind] for stage in stages],
+    }
+
+
 def _healthy(recipe: Recipe, runs: Path) -> tuple[float | None, float]:
     """The twin's held-out loss, and the deviation of its log over the seeds."""
     if recipe.twin is None:
-        return None, LEAST_DEVIATION
+        return None, 0.0
     reference = {r.id for r in references(recipe.base, recipe.part)}
     losses = {name: label["final_loss"] for name in {recipe.twin, *reference} if (label := label_of(name, runs))}
     if recipe.twin not in losses:
         raise RuntimeError(f"{recipe.id} is compared with {recipe.twin}, which was not trained yet: make that first")
     seeds = [np.log(losses[name]) for name in losses if name in reference]
-    return losses[recipe.twin], max(LEAST_DEVIATION, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0)
+    return losses[recipe.twin], max(0.0, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0)
 
 
 def _curves(
@@ -141,11 +170,10 @@ def _curves(
         unchanged[table.steps[known] - 1] = np.nanmedian(table.values[known], axis=1)
     twin = None
     if recipe.twin:
-        compared = stabkit.load(runs / recipe.twin / "run").series("loss")
-        twin = np.full(steps, np.nan)
-        twin[compared.steps - 1] = compared.values
+        with np.load(runs / recipe.twin / OUTCOME) as kept:
+            twin = kept["losses"]
     return Curves(
         loss=np.array(outcome.losses), twin=twin, skipped=series("skipped", 0.0), scale=series("loss_scale", np.nan),
         broken=broken, unchanged=unchanged, final=outcome.final_loss, twin_final=twin_final, deviation=deviation,
-        data_changes=recipe.data_changes,
+        data_changes=recipe.data_changes, restless=recipe.restless,
     )  # fmt: skip

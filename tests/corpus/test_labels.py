@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 import pytest
 
-from benchmarks.corpus.labels import Array, Curves, events, excess, failed
+from benchmarks.corpus.labels import Array, Curves, events, excess, excused, failed
 
 
 def noisy(n: int = 300, level: float = 2.0, seed: int = 0) -> Array:
@@ -62,12 +62,49 @@ def test_a_loss_that_leaves_and_stays_away_is_a_failure_from_where_it_left() -> 
     assert abs(onset - 200) <= 5
 
 
-def test_a_departure_that_returns_is_a_divergence() -> None:
+def test_a_departure_that_returns_is_a_spike_and_one_that_lasts_to_the_end_a_divergence() -> None:
     loss = noisy()
     loss[99:180] *= 1.5
+    (event,) = events(against(loss))
+    assert event.kind == "spike"
+    assert abs(event.onset - 100) <= 5 and abs(event.end - 180) <= 5
+    loss[180:] *= 1.5
     ((onset, kind),) = kinds(against(loss))
     assert kind == "divergence"
     assert abs(onset - 100) <= 5
+
+
+def test_a_run_that_fails_by_a_little_after_its_rise_was_made_good_has_had_a_spike() -> None:
+    loss = noisy()
+    loss[99:] *= 1 + 3 * np.exp(-np.arange(201) / 20)
+    loss[99:] *= 1.08
+    (event,) = events(against(loss, final=2.2))
+    assert event.kind == "spike"
+    assert abs(event.onset - 100) <= 5 and 130 <= event.end <= 180
+
+
+def test_a_rise_in_the_first_steps_is_held_against_the_twin_and_the_first_loss() -> None:
+    loss = noisy()
+    loss[2:5] *= 2
+    assert kinds(against(loss)) == [(3, "spike")]
+    assert kinds(Curves(loss=loss, final=2.0)) == []
+
+
+def test_a_rise_that_the_data_made_is_excused_and_no_event() -> None:
+    loss, twin = noisy(), noisy(seed=1)
+    loss[149] *= 2
+    twin[149] *= 1.9
+    assert excused(against(loss, twin=twin)) == [(150, 150)]
+    assert excused(against(loss)) == []
+
+
+def test_an_event_tells_what_it_was_merged_from() -> None:
+    loss = noisy()
+    loss[149] *= 2
+    loss[160:] = np.nan
+    (event,) = events(against(loss))
+    assert (event.onset, event.end, event.kind) == (150, 300, "nonfinite")
+    assert [(stage.onset, stage.kind) for stage in event.stages] == [(150, "spike"), (161, "nonfinite")]
 
 
 def test_weights_that_stand_still_and_a_worse_loss_are_stagnation() -> None:

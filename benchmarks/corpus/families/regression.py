@@ -11,10 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.corpus.families.draws import HELD_OUT, draws
+from benchmarks.corpus.families.draws import HELD_OUT, draws, random_share
 from benchmarks.corpus.recipe import Recipe
 
 __all__ = ["Regression"]
+
+NOISE = 0.3
+"""Standard deviation of the targets of minibatches."""
 
 
 class Regression:
@@ -40,11 +43,11 @@ class Regression:
         x = torch.randn(self.size, 8, generator=generator) if self.size else torch.linspace(-1, 1, 128)[:, None]
         y = self._target(x, step)
         if self.size:
-            y = y + 0.3 * torch.randn(y.shape, generator=generator)
+            y = y + NOISE * torch.randn(y.shape, generator=generator)
         if noise := self.recipe.now("noise", step):
             y = noise.size * torch.randn(y.shape, generator=generator)
-        if labels := self.recipe.now("labels", step):
-            chosen = torch.rand(y.shape, generator=generator) < labels.size
+        if share := random_share(self.recipe, step):
+            chosen = torch.rand(y.shape, generator=generator) < share
             y = torch.where(chosen, torch.randn(y.shape, generator=generator), y)
         if rare := self.recipe.now("rare", step):
             x = x * rare.size
@@ -56,10 +59,10 @@ class Regression:
         return F.mse_loss(out, batch[1])
 
     def held_out(self, model: nn.Module) -> float:
-        """Mean squared error on 512 other points, against the function without noise."""
+        """Mean squared error expected on 512 other points, with the noise of targets that no model can foretell."""
         generator = torch.Generator().manual_seed(HELD_OUT)
         x = torch.randn(512, 8, generator=generator) if self.size else torch.linspace(-0.99, 0.99, 200)[:, None]
-        return F.mse_loss(model(x).float(), self._target(x, self.recipe.steps)).item()
+        return F.mse_loss(model(x).float(), self._target(x, self.recipe.steps)).item() + (NOISE**2 if self.size else 0.0)
 
     def _target(self, x: torch.Tensor, step: int) -> torch.Tensor:
         if not self.size:
