@@ -7,18 +7,21 @@ not positive, it is held to the smallest positive one.
 A run may have these events:
 
 - spike: the loss rises and returns. Log loss stands more than 6 robust deviations (1.4826 MAD + 0.01), and 5 %, above the
-  median of the 101 steps around it; or it departs from the twin's and comes back before the end. A rise that the twin shares
-  at the same steps is the data's, as is that of a run without a twin where its data change: the one thing that is taken from
+  median of the 101 steps around it, or above that of the 50 before it and comes to stand 50 % above it; or it departs from
+  the twin's and comes back before the end. A rise that the twin shares at its peak is the data's, as is that of a run without a twin where its data change: the one thing that is taken from
   the recipe, and it can only remove events. In the first 10 steps, where there is nothing to compare with but the twin, a
   spike stands 10 % above both the twin's loss and the run's first.
-- divergence: for at least 10 steps the loss (median of 9) is above the twin's by more than 6 deviations of their difference and
-  above its own best so far by 10 %, to the end; it began where that began.
+- divergence: for at least 10 steps, and to the end, the loss (median of 9) is above the twin's by more than 6 deviations of
+  their difference and above its own best level so far (median of 31) by 4 deviations of its own noise, and 10 %. It began
+  where it was above both without a break, the deviations of its own noise left aside. Deviations are those of a step,
+  divided by 3, the root of 9.
 - nonfinite: the first step with a loss or weights that are not finite.
 - collapse: at least 10 skipped steps among 20 neighbours, or a loss scale that fell by 2^8 from its highest after step 30, or
   below 1, without recovering.
 - failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds, and 5 %; it began at the
-  first of ten steps worse than the twin's after which at least 3 in 4 are. A run that fails though most of its rise (3
-  quarters of it, in logs) was made good has had a spike until then.
+  first of ten steps worse than the twin's after which at least 3 in 4 are. Where no training loss shows it, it is no event,
+  and where the loss is not finite that is the event. A run that fails though most of its rise (3 quarters of it, in logs)
+  was made good has had a spike until then.
 - stagnation: the same where more than half of the weights did not change any more.
 
 Events up to 30 steps apart are one, with the first onset and the gravest kind; its stages tell the others.
@@ -37,10 +40,10 @@ __all__ = ["Curves", "Event", "events", "excused", "failed"]
 Array = NDArray[np.float64]
 KINDS = ("spike", "divergence", "failure", "stagnation", "collapse", "nonfinite")
 """From the lightest to the gravest."""
-WINDOW, SCORE, RISE, FLOOR = 101, 6.0, 0.05, 0.01
+WINDOW, SCORE, RISE, HIGH, FLOOR = 101, 6.0, 0.05, 0.5, 0.01
 UNSETTLED = 10
 GAP = 30
-SMOOTH, LASTING, WORSE = 9, 10, 0.1
+SMOOTH, LEVEL, LASTING, WORSE, SURE = 9, 31, 10, 0.1, 4.0
 LEAST_FAILURE = 0.05
 """Of log held-out loss: three seeds can agree by chance."""
 RETURNED = 0.25
@@ -91,23 +94,29 @@ class Curves:
 def events(curves: Curves) -> list[Event]:
     """Everything that went wrong, in order."""
     logs, twin = _compared(curves)
-    high = _high(logs)
-    spikes = _joined(high if twin is None else high & ~_shared(logs, twin), "spike")
+    spikes = _spikes(logs, twin)
     if twin is None:
         spikes = [spike for spike in spikes if not _of_data(spike, curves)]
-    found = [*spikes, *_early(logs, twin), *_divergences(logs, twin), *_nonfinite(curves), *_collapses(curves)]
-    return _merged([*found, *_failures(curves, bool(found))])
+    departed = [*_divergences(logs, twin), *_failures(curves)]
+    return _merged([*spikes, *_early(logs, twin), *departed, *_nonfinite(curves), *_collapses(curves)])
 
 
 def excused(curves: Curves) -> list[tuple[int, int]]:
-    """The stretches where the data alone made the loss rise: it is no event, and it is no error to say that it rose."""
+    """The stretches where the data alone made the loss rise: it is no event, and it is no error to say that it rose.
+
+    After a change of the data they last for 30 steps at least. Data that are restless all along excuse nothing.
+    """
+    if curves.restless:
+        return []
     logs, twin = _compared(curves)
-    high = _high(logs)
-    stretches = _joined(high if twin is None else high & _shared(logs, twin), "spike")
+    stretches = _spikes(logs, twin, shared=True)
     if twin is None:
-        stretches = [stretch for stretch in stretches if _of_data(stretch, curves)]
-    changed = [Event(step, step, "spike") for step in curves.data_changes if step > 1]
-    return [(event.onset, event.end) for event in _merged([*stretches, *changed])]
+        stretches = [stretch for stretch in _spikes(logs, twin) if _of_data(stretch, curves)]
+    found = []
+    for each in stretches:
+        ends = [step + GAP for step in curves.data_changes if each.onset <= step <= each.end]
+        found.append((each.onset, min(max([each.end, *ends]), len(logs))))
+    return found
 
 
 def _compared(curves: Curves) -> tuple[Array, Array | None]:
@@ -135,9 +144,10 @@ def _logs(loss: Array) -> Array:
     return np.log(np.maximum(finite, least))
 
 
-def excess(logs: Array) -> tuple[Array, Array]:
-    """(height above the centred median, robust deviation) of each step, the window shortened at the borders."""
-    windows = sliding_window_view(np.pad(logs, WINDOW // 2, constant_values=np.nan), WINDOW)
+def excess(logs: Array, ahead: int = WINDOW // 2) -> tuple[Array, Array]:
+    """(height above the median, robust deviation) among the 50 steps before each and `ahead` after; shorter at the borders."""
+    before = WINDOW // 2
+    windows = sliding_window_view(np.pad(logs, (before, ahead), constant_values=np.nan), before + 1 + ahead)
     median = _medians(windows)
     deviation = 1.4826 * _medians(np.abs(windows - median[:, None])) + FLOOR
     few = np.isfinite(windows).sum(axis=1) <= 10
@@ -153,22 +163,25 @@ def _medians(rows: Array) -> Array:
     return np.where(count > 0, middle, np.nan)
 
 
-def _high(logs: Array) -> NDArray[np.bool_]:
-    """Where a loss stands out among its neighbours; the first steps are not judged."""
-    height, deviation = excess(logs)
-    with np.errstate(invalid="ignore"):
-        high = (height > SCORE * deviation) & (height > np.log1p(RISE))
-    high[:UNSETTLED] = False
-    return np.asarray(high)
+def _spikes(logs: Array, twin: Array | None, shared: bool = False) -> list[Event]:
+    """Where the loss stands out among its neighbours, or high above what was before: those of the run alone, or those shared.
 
-
-def _shared(logs: Array, twin: Array) -> NDArray[np.bool_]:
-    """Where the twin stands at least half as high, or did within two steps."""
-    own, _ = excess(logs)
-    others, _ = excess(twin)
-    around = np.array([np.nanmax([0, *others[max(0, i - 2) : i + 3]]) for i in range(len(others))])
-    with np.errstate(invalid="ignore"):
-        return np.asarray(own <= 2 * around[: len(own)])
+    A spike that rings for long is no exception among its neighbours; against what was before, it is. It is shared where the
+    twin stands at least half as high at its peak, or does within two steps.
+    """
+    found = []
+    for ahead, rise in ((WINDOW // 2, RISE), (0, HIGH)):
+        height, deviation = excess(logs, ahead)
+        others = np.zeros(len(logs)) if twin is None else np.nan_to_num(excess(twin, ahead)[0])
+        with np.errstate(invalid="ignore"):
+            out = (height > SCORE * deviation) & (height > np.log1p(RISE))
+        out[:UNSETTLED] = False
+        for first, last in _stretches(out):
+            peak = first + int(np.nanargmax(height[first : last + 1]))
+            too = others[max(0, peak - 2) : peak + 3].max(initial=0.0)
+            if height[peak] > np.log1p(rise) and (height[peak] <= 2 * too) == shared:
+                found.append(Event(first + 1, last + 1, "spike"))
+    return _merged(found)
 
 
 def _early(logs: Array, twin: Array | None) -> list[Event]:
@@ -181,39 +194,41 @@ def _early(logs: Array, twin: Array | None) -> list[Event]:
 
 
 def _divergences(logs: Array, twin: Array | None) -> list[Event]:
-    worse = _worse(logs, twin)
-    if worse is None:
+    if twin is None:
         return []
-    own = _smooth(logs)
-    best = np.minimum.accumulate(np.where(np.isnan(own), np.inf, own))
+    gap = _smooth(logs - twin[: len(logs)])
+    own, level = _smooth(logs), _smooth(logs, LEVEL)
+    noise = 1.4826 * np.nanmedian(np.abs(logs - own)) + FLOOR
+    best = np.minimum.accumulate(np.where(np.isnan(level), np.inf, level))
     with np.errstate(invalid="ignore"):
-        away = worse & (own > best + np.log1p(WORSE))
+        risen = _worse(logs, twin) & (own > best + np.log1p(WORSE))
+        away = risen & (own > best + SURE * noise / np.sqrt(SMOOTH))
     found = []
+    highest = 0.0
     for first, last in _stretches(away):
-        if away[first : last + 1].sum() >= LASTING:
-            assert twin is not None
-            back = _returned(_smooth(logs[first : len(away)] - twin[first : len(away)]))
+        peak = float(np.nanmax(gap[first : last + 1], initial=0.0))
+        if away[first : last + 1].sum() >= LASTING and peak > RETURNED * highest:  # else it is what an earlier one left
+            highest = max(highest, peak)
+            back = _returned(gap[first:])
             end = last if back is None else min(last, first + back - 1)
+            while first > 0 and risen[first - 1]:
+                first -= 1
             found.append(Event(first + 1, end + 1, "spike" if end < len(away) - GAP else "divergence"))
     return found
 
 
-def _worse(logs: Array, twin: Array | None) -> NDArray[np.bool_] | None:
+def _worse(logs: Array, twin: Array) -> NDArray[np.bool_]:
     """Where the loss, smoothed, is above the twin's by more than their difference's own noise."""
-    if twin is None:
-        return None
-    n = min(len(logs), len(twin))
-    gap = logs[:n] - twin[:n]
+    gap = logs - twin[: len(logs)]
     smooth = _smooth(gap)
     noise = 1.4826 * np.nanmedian(np.abs(gap - smooth)) + FLOOR
     with np.errstate(invalid="ignore"):
         return np.asarray(smooth > max(6 * noise / np.sqrt(SMOOTH), RISE))
 
 
-def _smooth(values: Array) -> Array:
+def _smooth(values: Array, span: int = SMOOTH) -> Array:
     """Median of the steps around each."""
-    half = SMOOTH // 2
-    return _medians(sliding_window_view(np.pad(values, half, mode="edge"), SMOOTH))
+    return _medians(sliding_window_view(np.pad(values, span // 2, mode="edge"), span))
 
 
 def _nonfinite(curves: Curves) -> list[Event]:
@@ -242,23 +257,20 @@ def _collapses(curves: Curves) -> list[Event]:
     return found
 
 
-def _failures(curves: Curves, otherwise: bool) -> list[Event]:
-    """The failure of a run, if it failed; one that no training loss shows counts where there is nothing else to tell."""
-    if curves.twin is None or not failed(curves.final, curves.twin_final, curves.deviation):
+def _failures(curves: Curves) -> list[Event]:
+    """The failure of a run, if it failed in a way that its losses show."""
+    if curves.twin is None or not failed(curves.final, curves.twin_final, curves.deviation) or _nonfinite(curves):
         return []
     logs, twin = _logs(curves.loss), _logs(curves.twin)
-    worse = _worse(logs, twin)
-    assert worse is not None
-    worse = worse | ~np.isfinite(curves.loss[: len(worse)])
-    n = len(worse)
-    for i in range(n):
+    worse, n = _worse(logs, twin), len(logs)
+    for i in range(n - LASTING + 1):
         if worse[i : i + LASTING].all() and worse[i:].mean() >= 0.75:
             tail = curves.unchanged[i:] if len(curves.unchanged) else np.full(1, np.nan)
             if np.isfinite(tail).any() and np.nanmedian(tail) > 0.5:
                 return [Event(i + 1, n, "stagnation")]
-            back = _returned(_smooth(logs[i:n] - twin[i:n]))
+            back = _returned(_smooth(logs - twin[:n])[i:])
             return [Event(i + 1, n, "failure") if back is None else Event(i + 1, i + back, "spike")]
-    return [] if otherwise else [Event(n, n, "failure")]
+    return []
 
 
 def _returned(gap: Array) -> int | None:
@@ -292,7 +304,7 @@ def _merged(found: list[Event]) -> list[Event]:
         if merged and event.onset - merged[-1].end <= GAP:
             before = merged[-1]
             kind = max(before.kind, event.kind, key=KINDS.index)
-            stages = (*(before.stages or (before,)), event)
+            stages = (*(before.stages or (before,)), *(event.stages or (event,)))
             merged[-1] = Event(before.onset, max(before.end, event.end), kind, stages)
         else:
             merged.append(event)

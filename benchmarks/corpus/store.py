@@ -90,6 +90,8 @@ def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -
     fault = FAULTS[recipe.fault] if recipe.fault else None
     seen = 1 if recipe.keep_moments or not recipe.resume else recipe.resume + 1
     found = [_told(event, recipe) for event in events(curves) if event.end >= seen]
+    lost = failed(outcome.final_loss, twin_final, deviation)
+    well = not found and not lost
     return {
         "schema": 1,
         "id": name,
@@ -102,8 +104,8 @@ def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -
         "seed": recipe.seed,
         "steps": recipe.steps,
         "first_step": seen,
-        "healthy": not found,
-        "hard_negative": not found and recipe.fault is not None,
+        "healthy": well,
+        "hard_negative": well and recipe.fault is not None,
         "injection": recipe.injection,
         "events": found,
         "excused_steps": [list(stretch) for stretch in excused(curves)],
@@ -112,7 +114,7 @@ def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -
         "final_loss": outcome.final_loss,
         "twin_loss": twin_final,
         "deviation": deviation,
-        "failed": failed(outcome.final_loss, twin_final, deviation),
+        "failed": lost,
         "seconds": outcome.seconds,
         "remedies_apply": bool(found and fault and fault.remedies),
     }

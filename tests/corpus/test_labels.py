@@ -104,7 +104,16 @@ def test_an_event_tells_what_it_was_merged_from() -> None:
     loss[160:] = np.nan
     (event,) = events(against(loss))
     assert (event.onset, event.end, event.kind) == (150, 300, "nonfinite")
-    assert [(stage.onset, stage.kind) for stage in event.stages] == [(150, "spike"), (161, "nonfinite")]
+    assert {(stage.onset, stage.kind) for stage in event.stages} == {(150, "spike"), (161, "nonfinite")}
+
+
+def test_a_spike_that_rings_is_found_against_what_was_before() -> None:
+    loss = noisy()
+    ringing = np.exp(-np.arange(60) / 30) * np.abs(np.sin(np.arange(60) * 0.7 + 0.5))
+    loss[120:180] *= np.exp(4 * ringing)
+    found = events(against(loss))
+    assert [event.kind for event in found] == ["spike"]
+    assert abs(found[0].onset - 121) <= 2 and found[0].end > 140
 
 
 def test_weights_that_stand_still_and_a_worse_loss_are_stagnation() -> None:
