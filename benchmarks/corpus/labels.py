@@ -8,8 +8,9 @@ A run may have these events:
 
 - spike: the loss rises and returns. Log loss stands more than 6 robust deviations (1.4826 MAD + 0.01), and 5 %, above the
   median of the 101 steps around it, or above that of the 50 before it and comes to stand 50 % above it; or it departs from
-  the twin's and comes back before the end. A rise that the twin shares at its peak is the data's, as is that of a run without a twin where its data change: the one thing that is taken from
-  the recipe, and it can only remove events. In the first 10 steps, where there is nothing to compare with but the twin, a
+  the twin's and comes back before the end. It began where its climb did. A rise that the twin shares at its peak is the
+  data's, as is that of a run without a twin where its data change: that is taken from the recipe, and can only remove
+  events. In the first 10 steps, where there is nothing to compare with but the twin, a
   spike stands 10 % above both the twin's loss and the run's first.
 - divergence: for at least 10 steps, and to the end, the loss (median of 9) is above the twin's by more than 6 deviations of
   their difference and above its own best level so far (median of 31) by 4 deviations of its own noise, and 10 %. It began
@@ -18,8 +19,8 @@ A run may have these events:
 - nonfinite: the first step with a loss or weights that are not finite.
 - collapse: at least 10 skipped steps among 20 neighbours, or a loss scale that fell by 2^8 from its highest after step 30, or
   below 1, without recovering.
-- failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds, and 5 %; it began at the
-  first of ten steps worse than the twin's after which at least 3 in 4 are. Where no training loss shows it, it is no event,
+- failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds, and 5 %; it began at
+  the first of ten steps worse than the twin's after which at least 3 in 4 are. Where no training loss shows it, it is no event,
   and where the loss is not finite that is the event. A run that fails though most of its rise (3 quarters of it, in logs)
   was made good has had a spike until then.
 - stagnation: the same where more than half of the weights did not change any more.
@@ -35,15 +36,15 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from benchmarks.corpus.curves import GAP, RISE, SMOOTH, WINDOW, Array, excess, logs_of, noise_of, smooth, steep, stretches
+
 __all__ = ["Curves", "Event", "events", "excused", "failed"]
 
-Array = NDArray[np.float64]
 KINDS = ("spike", "divergence", "failure", "stagnation", "collapse", "nonfinite")
 """From the lightest to the gravest."""
-WINDOW, SCORE, RISE, HIGH, FLOOR = 101, 6.0, 0.05, 0.5, 0.01
+SCORE, HIGH = 6.0, 0.5
 UNSETTLED = 10
-GAP = 30
-SMOOTH, LEVEL, LASTING, WORSE, SURE = 9, 31, 10, 0.1, 4.0
+LEVEL, LASTING, WORSE, SURE = 31, 10, 0.1, 4.0
 LEAST_FAILURE = 0.05
 """Of log held-out loss: three seeds can agree by chance."""
 RETURNED = 0.25
@@ -120,7 +121,7 @@ def excused(curves: Curves) -> list[tuple[int, int]]:
 
 
 def _compared(curves: Curves) -> tuple[Array, Array | None]:
-    return _logs(curves.loss), None if curves.twin is None else _logs(curves.twin)
+    return logs_of(curves.loss), None if curves.twin is None else logs_of(curves.twin)
 
 
 def _of_data(spike: Event, curves: Curves) -> bool:
@@ -136,50 +137,25 @@ def failed(final: float, twin_final: float | None, deviation: float) -> bool:
     return twin_final is not None and bool(np.log(max(final, 1e-30) / max(twin_final, 1e-30)) > allowed)
 
 
-def _logs(loss: Array) -> Array:
-    """Log losses; NaN where they are not finite."""
-    positive = loss[np.isfinite(loss) & (loss > 0)]
-    least = positive.min() if len(positive) else 1.0
-    finite = np.where(np.isfinite(loss), loss, np.nan)
-    return np.log(np.maximum(finite, least))
-
-
-def excess(logs: Array, ahead: int = WINDOW // 2) -> tuple[Array, Array]:
-    """(height above the median, robust deviation) among the 50 steps before each and `ahead` after; shorter at the borders."""
-    before = WINDOW // 2
-    windows = sliding_window_view(np.pad(logs, (before, ahead), constant_values=np.nan), before + 1 + ahead)
-    median = _medians(windows)
-    deviation = 1.4826 * _medians(np.abs(windows - median[:, None])) + FLOOR
-    few = np.isfinite(windows).sum(axis=1) <= 10
-    median[few] = deviation[few] = np.nan
-    return logs - median, deviation
-
-
-def _medians(rows: Array) -> Array:
-    """The median of what is finite in each row; NaN where nothing is."""
-    ordered, count = np.sort(rows, axis=1), np.isfinite(rows).sum(axis=1)
-    each, last = np.arange(len(rows)), np.maximum(count - 1, 0)
-    middle = (ordered[each, last // 2] + ordered[each, (last + 1) // 2]) / 2
-    return np.where(count > 0, middle, np.nan)
-
-
 def _spikes(logs: Array, twin: Array | None, shared: bool = False) -> list[Event]:
     """Where the loss stands out among its neighbours, or high above what was before: those of the run alone, or those shared.
 
     A spike that rings for long is no exception among its neighbours; against what was before, it is. It is shared where the
     twin stands at least half as high at its peak, or does within two steps.
     """
-    found = []
+    found, climbing = [], steep(logs)
     for ahead, rise in ((WINDOW // 2, RISE), (0, HIGH)):
         height, deviation = excess(logs, ahead)
         others = np.zeros(len(logs)) if twin is None else np.nan_to_num(excess(twin, ahead)[0])
         with np.errstate(invalid="ignore"):
             out = (height > SCORE * deviation) & (height > np.log1p(RISE))
         out[:UNSETTLED] = False
-        for first, last in _stretches(out):
+        for first, last in stretches(out):
             peak = first + int(np.nanargmax(height[first : last + 1]))
             too = others[max(0, peak - 2) : peak + 3].max(initial=0.0)
             if height[peak] > np.log1p(rise) and (height[peak] <= 2 * too) == shared:
+                while first > UNSETTLED and climbing[first] and climbing[first - 1]:
+                    first -= 1
                 found.append(Event(first + 1, last + 1, "spike"))
     return _merged(found)
 
@@ -196,16 +172,16 @@ def _early(logs: Array, twin: Array | None) -> list[Event]:
 def _divergences(logs: Array, twin: Array | None) -> list[Event]:
     if twin is None:
         return []
-    gap = _smooth(logs - twin[: len(logs)])
-    own, level = _smooth(logs), _smooth(logs, LEVEL)
-    noise = 1.4826 * np.nanmedian(np.abs(logs - own)) + FLOOR
+    gap = smooth(logs - twin[: len(logs)])
+    own, level = smooth(logs), smooth(logs, LEVEL)
+    noise = noise_of(logs)
     best = np.minimum.accumulate(np.where(np.isnan(level), np.inf, level))
     with np.errstate(invalid="ignore"):
         risen = _worse(logs, twin) & (own > best + np.log1p(WORSE))
         away = risen & (own > best + SURE * noise / np.sqrt(SMOOTH))
     found = []
     highest = 0.0
-    for first, last in _stretches(away):
+    for first, last in stretches(away):
         peak = float(np.nanmax(gap[first : last + 1], initial=0.0))
         if away[first : last + 1].sum() >= LASTING and peak > RETURNED * highest:  # else it is what an earlier one left
             highest = max(highest, peak)
@@ -220,22 +196,17 @@ def _divergences(logs: Array, twin: Array | None) -> list[Event]:
 def _worse(logs: Array, twin: Array) -> NDArray[np.bool_]:
     """Where the loss, smoothed, is above the twin's by more than their difference's own noise."""
     gap = logs - twin[: len(logs)]
-    smooth = _smooth(gap)
-    noise = 1.4826 * np.nanmedian(np.abs(gap - smooth)) + FLOOR
+    lasting = smooth(gap)
+    noise = noise_of(gap)
     with np.errstate(invalid="ignore"):
-        return np.asarray(smooth > max(6 * noise / np.sqrt(SMOOTH), RISE))
-
-
-def _smooth(values: Array, span: int = SMOOTH) -> Array:
-    """Median of the steps around each."""
-    return _medians(sliding_window_view(np.pad(values, span // 2, mode="edge"), span))
+        return np.asarray(lasting > max(SCORE * noise / np.sqrt(SMOOTH), RISE))
 
 
 def _nonfinite(curves: Curves) -> list[Event]:
     bad = ~np.isfinite(curves.loss)
     if len(curves.broken):
         bad = bad | (curves.broken > 0)
-    return [Event(first + 1, last + 1, "nonfinite") for first, last in _stretches(bad)]
+    return [Event(first + 1, last + 1, "nonfinite") for first, last in stretches(bad)]
 
 
 def _collapses(curves: Curves) -> list[Event]:
@@ -243,7 +214,7 @@ def _collapses(curves: Curves) -> list[Event]:
     if len(curves.skipped) >= 20:
         skipped = np.nan_to_num(curves.skipped) > 0
         dense = sliding_window_view(skipped, 20).sum(axis=1) >= 10
-        for first, last in _stretches(dense):
+        for first, last in stretches(dense):
             inside = np.flatnonzero(skipped[first : last + 20]) + first
             if inside[-1] >= 30:  # a scale that finds its level at the beginning is as it should be
                 found.append(Event(int(inside[0]) + 1, int(inside[-1]) + 1, "collapse"))
@@ -261,14 +232,14 @@ def _failures(curves: Curves) -> list[Event]:
     """The failure of a run, if it failed in a way that its losses show."""
     if curves.twin is None or not failed(curves.final, curves.twin_final, curves.deviation) or _nonfinite(curves):
         return []
-    logs, twin = _logs(curves.loss), _logs(curves.twin)
+    logs, twin = logs_of(curves.loss), logs_of(curves.twin)
     worse, n = _worse(logs, twin), len(logs)
     for i in range(n - LASTING + 1):
         if worse[i : i + LASTING].all() and worse[i:].mean() >= 0.75:
             tail = curves.unchanged[i:] if len(curves.unchanged) else np.full(1, np.nan)
             if np.isfinite(tail).any() and np.nanmedian(tail) > 0.5:
                 return [Event(i + 1, n, "stagnation")]
-            back = _returned(_smooth(logs - twin[:n])[i:])
+            back = _returned(smooth(logs - twin[:n])[i:])
             return [Event(i + 1, n, "failure") if back is None else Event(i + 1, i + back, "spike")]
     return []
 
@@ -283,19 +254,8 @@ def _returned(gap: Array) -> int | None:
     return next((i for i in range(peak, len(gap)) if low[i] and lows[i] > 0.75), None)
 
 
-def _stretches(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(first, last) index of each run of flags, those up to GAP apart joined."""
-    joined: list[tuple[int, int]] = []
-    for i in np.flatnonzero(flags).tolist():
-        if joined and i - joined[-1][1] <= GAP:
-            joined[-1] = (joined[-1][0], i)
-        else:
-            joined.append((i, i))
-    return joined
-
-
 def _joined(flags: NDArray[np.bool_], kind: str) -> list[Event]:
-    return [Event(first + 1, last + 1, kind) for first, last in _stretches(flags)]
+    return [Event(first + 1, last + 1, kind) for first, last in stretches(flags)]
 
 
 def _merged(found: list[Event]) -> list[Event]:

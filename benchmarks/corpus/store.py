@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 import stabkit
+from benchmarks.corpus.curves import Array
 from benchmarks.corpus.faults import FAULTS, acceptable
-from benchmarks.corpus.labels import Array, Curves, Event, events, excused, failed
+from benchmarks.corpus.labels import Curves, Event, events, excused, failed
 from benchmarks.corpus.recipe import Recipe
 from benchmarks.corpus.recipes import references
 from benchmarks.corpus.train import Outcome, train
@@ -145,13 +146,11 @@ def _healthy(recipe: Recipe, runs: Path) -> tuple[float | None, float]:
     losses = {name: label["final_loss"] for name in {recipe.twin, *reference} if (label := label_of(name, runs))}
     if recipe.twin not in losses:
         raise RuntimeError(f"{recipe.id} is compared with {recipe.twin}, which was not trained yet: make that first")
-    seeds = [np.log(losses[name]) for name in losses if name in reference]
-    return losses[recipe.twin], max(0.0, float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0)
+    seeds = [np.log(losses[name]) for name in sorted(losses) if name in reference]
+    return losses[recipe.twin], float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0
 
 
-def _curves(
-    recipe: Recipe, run: Path, runs: Path, outcome: Outcome, twin_final: float | None, deviation: float
-) -> Curves:
+def _curves(recipe: Recipe, run: Path, runs: Path, outcome: Outcome, twin_final: float | None, deviation: float) -> Curves:
     log = stabkit.load(run)
     steps = recipe.steps
 

@@ -135,9 +135,7 @@ def _scaler(recipe: Recipe) -> Any | None:
     return torch.amp.GradScaler("cpu", init_scale=recipe.init_scale, growth_interval=recipe.growth_interval)
 
 
-def _resumed(
-    model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _resumed(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A new model and optimizer from what a checkpoint holds."""
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     fresh = FAMILIES[recipe.family](recipe).model()

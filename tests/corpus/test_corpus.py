@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ import pytest
 
 import stabkit
 from benchmarks.corpus.faults import CLASSES, FAULTS
+from benchmarks.corpus.producer import sole_producer
 from benchmarks.corpus.recipe import Recipe
 from benchmarks.corpus.recipes import BASES, PLANS, RECIPES, references
 from benchmarks.corpus.rerun import remedied
-from benchmarks.corpus.store import label_of, make
+from benchmarks.corpus.store import label_of, make, relabel
 from stabkit.finding import REMEDIES
 
 PART = {part: [r for r in RECIPES.values() if r.part == part] for part in ("tune", "score")}
@@ -44,6 +46,7 @@ def test_the_parts_share_neither_seed_nor_rate_and_one_family_is_for_scoring_onl
 def test_every_run_has_a_twin_of_its_part_and_every_setting_three_seeds() -> None:
     for recipe in RECIPES.values():
         assert (recipe.twin is None) == (recipe.fault is None)
+        assert not recipe.id.endswith("-calm") or recipe.id.removesuffix("-calm") in RECIPES
         if recipe.twin:
             assert RECIPES[recipe.twin].part == recipe.part
             assert RECIPES[recipe.twin].seed == recipe.seed
@@ -64,6 +67,36 @@ def test_a_reference_and_a_sick_run_are_trained_and_labelled(tmp_path: Path) -> 
     assert [(e["onset"], e["kind"], e["class"]) for e in sick["events"]] == [(25, "nonfinite", "nonfinite")]
     assert "SK301" in sick["events"][0]["rules"]
     assert len(stabkit.load(tmp_path / "mini-zero-division-1-s0" / "run").steps) == 40
+
+
+def test_a_run_is_labelled_again_from_what_it_left(tmp_path: Path) -> None:
+    first = make(tiny(), tmp_path)
+    path = tmp_path / "mini-s0" / "label.json"
+    path.write_text(json.dumps({**first, "events": "of an older labeller"}))
+    assert relabel(tiny(), tmp_path) == first == label_of("mini-s0", tmp_path)
+    with pytest.raises(RuntimeError, match="not trained yet as its recipe says"):
+        relabel(tiny(lr=1e-3), tmp_path)
+
+
+def test_one_producer_at_a_time_makes_runs(tmp_path: Path) -> None:
+    with (
+        sole_producer(tmp_path),
+        pytest.raises(RuntimeError, match=f"process {os.getpid()} makes runs"),
+        sole_producer(tmp_path),
+    ):
+        pass
+    with sole_producer(tmp_path):
+        pass
+
+
+def test_the_moments_that_a_resume_drops_are_labelled_from_the_step_where_the_recorded_attempt_begins(tmp_path: Path) -> None:
+    dropped = tiny("mini-moments-12-s0", resume=20)
+    make(replace(RECIPES["mini-s0"], steps=40), tmp_path)
+    make(tiny("mini-moments-12-s0-calm", resume=20), tmp_path)
+    label = make(dropped, tmp_path)
+    recorded = stabkit.load(tmp_path / dropped.id / "run").series("loss")
+    assert label["first_step"] == recorded.steps[0] == 21
+    assert all(event["end"] >= 21 for event in label["events"])
 
 
 def test_what_is_done_is_not_trained_again_and_what_changed_is(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import statistics
 import numpy as np
 import pytest
 
-from benchmarks.corpus.labels import Array, Curves, events, excess, excused, failed
+from benchmarks.corpus.curves import Array, excess
+from benchmarks.corpus.labels import Curves, events, excused, failed
 
 
 def noisy(n: int = 300, level: float = 2.0, seed: int = 0) -> Array:
