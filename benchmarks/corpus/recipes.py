@@ -95,6 +95,7 @@ PLANS: tuple[Plan, ...] = (
     Plan("vit", "jump", (20,), (30,)),
     Plan("mini", "jump", (10, 50), (15, 70)),
     Plan("text", "pulse", (30,), (50,), 2),
+    Plan("full", "moments", (1,), (1,), 3),
     Plan("text", "moments", (1, 8), (1.5, 9)),
     Plan("cnn", "moments", (8,), (10,), 2),
     Plan("mini", "moments", (5, 12), (8, 15), 2),
@@ -167,6 +168,8 @@ def _planned(plan: Plan, part: str) -> Iterator[Recipe]:
             sick, twin = fault.apply(healthy, size), None
             if fault.against:
                 twin = fault.against(sick)
+                if twin == replace(healthy, resume=twin.resume):
+                    twin = None  # a resume with its moments changes no bit
             elif sick.data_changes:
                 twin = _calm(sick, healthy)
             if twin:
