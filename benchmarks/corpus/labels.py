@@ -13,16 +13,16 @@ A run may have these events:
   events. In the first 10 steps, where there is nothing to compare with but the twin, a
   spike stands 10 % above both the twin's loss and the run's first.
 - divergence: for at least 10 steps, and to the end, the loss (median of 9) is above the twin's by more than 6 deviations of
-  their difference and above its own best level so far (median of 31) by 4 deviations of its own noise, and 10 %. It began
-  where it was above both without a break, the deviations of its own noise left aside. Deviations are those of a step,
-  divided by 3, the root of 9.
+  their difference and above its own best level so far (median of 31) by 4 deviations of its own noise, and 10 %, more than
+  the twin is above its own. It began where it was above both without a break, its own noise and the twin's rise left aside.
+  Deviations are those of a step, divided by 3, the root of 9.
 - nonfinite: the first step with a loss or weights that are not finite.
 - collapse: at least 10 skipped steps among 20 neighbours, or a loss scale that fell by 2^8 from its highest after step 30, or
   below 1, without recovering.
 - failure: the held-out loss at the end is worse than the twin's by more than 3 deviations of the seeds, and 5 %; it began at
   the first of ten steps worse than the twin's after which at least 3 in 4 are. Where no training loss shows it, it is no event,
   and where the loss is not finite that is the event. A run that fails though most of its rise (3 quarters of it, in logs)
-  was made good has had a spike until then.
+  was made good has had a spike until then. Where the data change, the twin's optimizer is another: its end is no measure.
 - stagnation: the same where more than half of the weights did not change any more.
 
 Events up to 30 steps apart are one, with the first onset and the gravest kind; its stages tell the others.
@@ -173,12 +173,11 @@ def _divergences(logs: Array, twin: Array | None) -> list[Event]:
     if twin is None:
         return []
     gap = smooth(logs - twin[: len(logs)])
-    own, level = smooth(logs), smooth(logs, LEVEL)
-    noise = noise_of(logs)
-    best = np.minimum.accumulate(np.where(np.isnan(level), np.inf, level))
+    own = _rise(logs)
+    rise = own - np.fmax(0, _rise(twin)[: len(logs)])
     with np.errstate(invalid="ignore"):
-        risen = _worse(logs, twin) & (own > best + np.log1p(WORSE))
-        away = risen & (own > best + SURE * noise / np.sqrt(SMOOTH))
+        risen = _worse(logs, twin) & (own > np.log1p(WORSE))
+        away = risen & (rise > max(np.log1p(WORSE), SURE * noise_of(logs) / np.sqrt(SMOOTH)))
     found = []
     highest = 0.0
     for first, last in stretches(away):
@@ -191,6 +190,12 @@ def _divergences(logs: Array, twin: Array | None) -> list[Event]:
                 first -= 1
             found.append(Event(first + 1, end + 1, "spike" if end < len(away) - GAP else "divergence"))
     return found
+
+
+def _rise(logs: Array) -> Array:
+    """How far a loss stands above its own best level so far."""
+    level = smooth(logs, LEVEL)
+    return smooth(logs) - np.minimum.accumulate(np.where(np.isnan(level), np.inf, level))
 
 
 def _worse(logs: Array, twin: Array) -> NDArray[np.bool_]:

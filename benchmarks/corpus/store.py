@@ -87,11 +87,12 @@ def _written(recipe: Recipe, name: str, folder: Path, runs: Path, outcome: Outco
 
 def _label(recipe: Recipe, name: str, run: Path, runs: Path, outcome: Outcome) -> dict[str, Any]:
     twin_final, deviation = _healthy(recipe, runs)
-    curves = _curves(recipe, run, runs, outcome, twin_final, deviation)
+    measure = None if recipe.data_changes else twin_final
+    curves = _curves(recipe, run, runs, outcome, measure, deviation)
     fault = FAULTS[recipe.fault] if recipe.fault else None
     seen = 1 if recipe.keep_moments or not recipe.resume else recipe.resume + 1
     found = [_told(event, recipe) for event in events(curves) if event.end >= seen]
-    lost = failed(outcome.final_loss, twin_final, deviation)
+    lost = failed(outcome.final_loss, measure, deviation)
     well = not found and not lost
     return {
         "schema": 1,
