@@ -17,7 +17,7 @@ from stabkit.runlog import RunLog, Stream, TensorInfo
 DATA = Path(__file__).parent / "data"
 
 
-def save_case(name: str, run: RunLog) -> None:
+def save_case(name: str, run: RunLog, data: Path = DATA) -> None:
     """Write a run's records. Numbers keep 20 bits of mantissa (1e-6): they compress to a third."""
     stream = run.stream
     about = {
@@ -32,13 +32,13 @@ def save_case(name: str, run: RunLog) -> None:
     columns = {name: np.asarray(stream.columns[name]) for name in stream.columns}
     arrays |= {f"column/{name}": values for name, values in columns.items() if not np.isnan(values).all()}
     rounded = {key: _rounded(value) if value.dtype == np.float64 else value for key, value in arrays.items()}
-    DATA.mkdir(exist_ok=True)
-    np.savez_compressed(DATA / f"{name}.npz", about=np.array(json.dumps(about)), **rounded)
+    data.mkdir(exist_ok=True)
+    np.savez_compressed(data / f"{name}.npz", about=np.array(json.dumps(about)), **rounded)
 
 
-def load_case(name: str) -> RunLog:
+def load_case(name: str, data: Path = DATA) -> RunLog:
     """The recorded run as `stabkit.load` would give it."""
-    with np.load(DATA / f"{name}.npz") as file:
+    with np.load(data / f"{name}.npz") as file:
         arrays = {key: file[key] for key in file.files}
     about = json.loads(str(arrays.pop("about")))
 
