@@ -51,6 +51,19 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def data(tree: Path) -> set[str]:
+    """What else a wheel must hold: pages, scripts, figures that were measured."""
+    places = [(tree / "stabkit", ""), (tree / "analyzers", "stabkit/")]
+    found = {
+        prefix + path.relative_to(tree).as_posix()
+        for folder, prefix in places
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert {"stabkit/py.typed", "stabkit/dashboard/static/index.js", "stabkit/report/page/chart.js"} <= found
+    return found
+
+
 def build_wheel(tree: Path, directory: Path, *options: str, **env: str) -> Path:
     """A wheel of the tree; without isolation, and so without the network, unless told otherwise."""
     again = shutil.copytree(tree, directory / "tree")
@@ -132,7 +145,7 @@ def test_the_wheel_holds_the_extension_and_is_named_after_it(wheel: Path) -> Non
 def test_a_wheel_without_the_extension_fits_every_platform(pure_wheel: Path, tree: Path) -> None:
     assert pure_wheel.name == f"stabkit-{stabkit.__version__}-py3-none-any.whl"
     assert described(pure_wheel, "WHEEL")["Root-Is-Purelib"] == "true"
-    assert {name for name in names(pure_wheel) if ".dist-info/" not in name} == modules(tree) | {"stabkit/py.typed"}
+    assert {name for name in names(pure_wheel) if ".dist-info/" not in name} == modules(tree) | data(tree)
 
 
 def test_the_metadata(wheel: Path, tree: Path) -> None:

@@ -55,10 +55,10 @@ def step_record(rng: np.random.Generator, step: int, layout: int, tensors: int, 
     table = np.full((tensors, len(TENSOR_COLUMNS)), np.nan)
     gradient = noise[:, 0] * factor
     columns = {
-        "weight_sumsq": NUMEL * noise[:, 1] ** 0.1, "grad_used_sumsq": gradient**2, "grad_sumsq": gradient**2,
+        "weight_sumsq": NUMEL * 0.01 * noise[:, 1] ** 0.1, "grad_used_sumsq": gradient**2, "grad_sumsq": gradient**2,
         "grad_absmax": gradient / 4, "rms_sum": NUMEL * (noise[:, 2] * factor) ** 2, "exp_avg_sq_sum": NUMEL * noise[:, 3],
-        "update_sumsq": 1e-6 * (noise[:, 2] * factor) ** 2, "grad_nonfinite": 0, "weight_nonfinite": 0, "grad_zeros": 0,
-        "weight_absmax": 1,
+        "update_sumsq": 1e-8 * (noise[:, 2] * factor) ** 2, "grad_nonfinite": 0, "weight_nonfinite": 0, "grad_zeros": 0,
+        "weight_absmax": 0.1,
     }  # fmt: skip
     for name, values in columns.items():
         table[:, PLACE[name]] = values
@@ -66,7 +66,7 @@ def step_record(rng: np.random.Generator, step: int, layout: int, tensors: int, 
     norm = float(np.sqrt(np.sum(gradient**2)))
     return StepRecord(
         step, 0, layout, time=1.7e9 + step, applied_steps=step, backward_count=1, loss_reduction=1, loss=loss, loss_sum=loss,
-        grad_norm=norm, grad_norm_used=norm, weight_norm=8, update_norm=1e-3 * factor,
+        grad_norm=norm, grad_norm_used=norm, weight_norm=0.8, update_norm=1e-4 * factor,
         groups=(Group(lr=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8),), tensors=table,
     )  # fmt: skip
 

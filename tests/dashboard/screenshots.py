@@ -26,27 +26,30 @@ def take(tab: Tab, target: Path) -> None:
 
 def main(logdir: Path, run: str, tensor: str, step: int, folder: Path) -> None:
     """The tab in light, and after a click on a tensor's cell in dark."""
-    with tempfile.TemporaryDirectory() as scratch, tensorboard(logdir, Path(scratch) / "tensorboard.log") as address:
-        with process(["chromedriver", "--port=0"], Path(scratch) / "log", r"started successfully on port (\d+)") as port:
-            browser = Browser(f"http://127.0.0.1:{port}", Path(scratch) / "profile")
-            size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
-            browser.command("Emulation.setDeviceMetricsOverride", **size)
-            tab = Tab(browser, address)
-            tab.run(PICK, run)
-            wait_for(lambda: tab.run('return document.querySelectorAll(".runs .severity:empty").length;') == 0)
-            told = 'const told = document.querySelector(".verdict .run code"); return told && told.title;'
-            wait_for(lambda: tab.run(told) == run and tab.run('return document.querySelectorAll(".map canvas").length;'))
-            take(tab, folder / "stability-tab.png")
-            module = tensor.rsplit(".", 2)[0]
-            if tensor not in tab.run(NAMES):
-                tab.run('[...document.querySelectorAll(".names button")].find((b) => b.title === args[0]).click();', module)
-            steps = tab.run(STEPS)
-            browser.run('document.body.classList.add("dark-mode");')
-            tab.run(CLICK, tensor, (step - 1) / (steps - 1))
-            wait_for(lambda: tab.run('return document.querySelectorAll(".panel .page").length;'))
-            tab.run('document.querySelector("main").scrollTop = document.querySelector(".tools").offsetTop - 70;')
-            take(tab, folder / "stability-tab-dark.png")
-            browser.close()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tensorboard(logdir, Path(scratch) / "tensorboard.log") as address,
+        process(["chromedriver", "--port=0"], Path(scratch) / "log", r"started successfully on port (\d+)") as port,
+    ):
+        browser = Browser(f"http://127.0.0.1:{port}", Path(scratch) / "profile")
+        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        browser.command("Emulation.setDeviceMetricsOverride", **size)
+        tab = Tab(browser, address)
+        tab.run(PICK, run)
+        wait_for(lambda: tab.run('return document.querySelectorAll(".runs .severity:empty").length;') == 0)
+        told = 'const told = document.querySelector(".verdict .run code"); return told && told.title;'
+        wait_for(lambda: tab.run(told) == run and tab.run('return document.querySelectorAll(".map canvas").length;'))
+        take(tab, folder / "stability-tab.png")
+        module = tensor.rsplit(".", 2)[0]
+        if tensor not in tab.run(NAMES):
+            tab.run('[...document.querySelectorAll(".names button")].find((b) => b.title === args[0]).click();', module)
+        steps = tab.run(STEPS)
+        browser.run('document.body.classList.add("dark-mode");')
+        tab.run(CLICK, tensor, (step - 1) / (steps - 1))
+        wait_for(lambda: tab.run('return document.querySelectorAll(".panel .page").length;'))
+        tab.run('document.querySelector("main").scrollTop = document.querySelector(".tools").offsetTop - 70;')
+        take(tab, folder / "stability-tab-dark.png")
+        browser.close()
 
 
 if __name__ == "__main__":
