@@ -85,11 +85,12 @@ def test_the_table_is_the_catalogue(root: Path) -> None:
 
 @pytest.mark.slow
 def test_the_output_shown_is_what_the_demo_gives(root: Path, tmp_path: Path) -> None:
-    """Numbers may differ in the last digit from machine to machine; the words and the rounded numbers may not."""
+    """Numbers may differ in the last digit from machine to machine; the words and the rounded numbers may
+    not. Nor need the little curve be the same in every block."""
     train(NO_WARMUP, tmp_path / "runs" / "demo" / "no-warmup")
     done = subprocess.run(
         [sys.executable, "-m", "stabkit", "analyze", "runs/demo/no-warmup"], cwd=tmp_path, capture_output=True, text=True
     )
-    shown = blocks(root, "text")[0]
+    shown, printed = (re.sub("[▁-█]+", "…", text) for text in (blocks(root, "text")[0], done.stdout))
     assert done.returncode == 1
-    assert done.stdout.startswith(shown.rstrip("\n")), done.stdout
+    assert printed.startswith(shown.rstrip("\n")), done.stdout
