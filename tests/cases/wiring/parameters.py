@@ -177,7 +177,7 @@ CASES: dict[str, WiringCase] = {
     "an Adam without bias correction": WiringCase(
         rule="SK105", first_step=1, sick=by_hand(corrects=False, lr=1e-4), healthy=by_hand(corrects=True, lr=1e-4)
     ),
-    "a rate too low for bfloat16": WiringCase(rule="SK306", first_step=20, sick=sixteen_bits(1e-5), healthy=sixteen_bits(1e-2)),
+    "a rate too low for bfloat16": WiringCase(rule="SK306", first_step=4, sick=sixteen_bits(1e-5), healthy=sixteen_bits(1e-2)),
     "the optimizer's state not loaded": WiringCase(
         rule="SK421", first_step=1, sick=resumed(loads_optimizer=False), healthy=again
     ),
