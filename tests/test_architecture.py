@@ -10,21 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOMS = {
-    *("metric", "errors", "finding", "runlog", "hooks", "analyzers"),
+    *("metric", "errors", "beside", "finding", "runlog", "hooks", "analyzers"),
     *("sources", "report", "dashboard", "live", "watch", "demo", "cli"),
 }
 ALWAYS = {"metric", "errors", "__version__"}
 ARROWS = {
     "metric": set(),
     "errors": set(),
+    "beside": set(),
     "finding": set(),
     "runlog": set(),
     "hooks": {"runlog"},
     "analyzers": {"runlog", "finding"},
     "sources": {"runlog"},
     "report": {"finding", "runlog"},
-    "dashboard": {"report", "analyzers", "finding", "runlog"},
-    "live": {"analyzers", "finding", "report", "runlog"},
+    "dashboard": {"beside", "report", "analyzers", "finding", "runlog"},
+    "live": {"beside", "analyzers", "finding", "report", "runlog"},
     "watch": {"hooks", "runlog", "dashboard", "live", "finding"},
     "demo": {"watch", "load", "analyze"},
     "cli": ROOMS - {"hooks", "cli"},

@@ -11,6 +11,8 @@ import os
 import sys
 import warnings
 
+from stabkit.beside import give_way
+
 __all__ = ["COMMAND", "main"]
 
 COMMAND = (
@@ -23,7 +25,7 @@ COMMAND = (
 
 def main() -> None:
     """Answer until nobody asks any more."""
-    _give_way()
+    give_way(5)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints is no answer
     warnings.simplefilter("ignore")
@@ -33,17 +35,6 @@ def main() -> None:
             replies.flush()
         except BrokenPipeError:
             break
-
-
-def _give_way() -> None:
-    """Let TensorBoard and the training go first, and where memory runs out, be the one that is ended."""
-    if hasattr(os, "nice"):
-        os.nice(5)
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:  # not Linux, or not allowed
-        pass
 
 
 def _answer(line: bytes) -> str:

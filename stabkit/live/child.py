@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from stabkit.beside import give_way
 from stabkit.finding import Finding
 from stabkit.live.follow import Follower, keep_looking
 from stabkit.live.wire import END, pack
@@ -28,7 +29,7 @@ def main() -> None:
     """Judge the log of argv[1], saying nothing of what was known at argv[2], for the process argv[3]."""
     path, since, parent = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training
-    _give_way()
+    give_way(10)
     ending = threading.Event()
     threading.Thread(target=_heed, args=(ending,), daemon=True).start()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -36,17 +37,6 @@ def main() -> None:
     keep_looking(Follower(path, since=since), _tell, ending, _SHARE, _complain)
     _say("done")
     os._exit(0)
-
-
-def _give_way() -> None:
-    """Let the training go first, and where memory runs out, be the one that is ended."""
-    if hasattr(os, "nice"):
-        os.nice(10)
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:  # not Linux, or not allowed
-        pass
 
 
 def _heed(ending: threading.Event) -> None:
