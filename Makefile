@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/stabkit demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/installed $(VENV)/frameworks
 	$(BIN)/python -m pytest -m slow

@@ -35,6 +35,7 @@ def test_the_rate_rises_then_falls_to_a_tenth() -> None:
     assert NO_WARMUP.rate(1) > 0.999 * NO_WARMUP.lr
 
 
+@pytest.mark.slow
 def test_the_command_trains_both_and_judges_both(tmp_path: Path) -> None:
     result = CliRunner().invoke(commands, ["demo", "--steps", "30", "--directory", str(tmp_path)])
     assert result.exit_code == 0, result.output

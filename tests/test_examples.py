@@ -66,6 +66,7 @@ def test_quickstart_is_clear_where_its_advice_is_taken(examples: Path, run: Run)
     assert losses(printed)[-1] < losses(printed)[0]
 
 
+@pytest.mark.slow
 def test_read_a_log_says_what_is_there(examples: Path, run: Run, tmp_path: Path) -> None:
     for steps in (30, 20):
         run(examples / "quickstart.py", "--steps", steps)
@@ -91,11 +92,13 @@ def test_custom_rule_finds_the_cold_layer(examples: Path, run: Run) -> None:
     assert "Look at the rate of parameter group 1, which 4.weight is in." in printed
 
 
+@pytest.mark.slow
 def test_custom_rule_says_nothing_of_a_healthy_run(examples: Path, run: Run) -> None:
     printed = run(examples / "custom_rule.py", "--steps", 40, "--healthy")
     assert "clear" in printed and "cold-layer" not in printed
 
 
+@pytest.mark.slow
 def test_custom_rule_has_a_page(examples: Path, run: Run) -> None:
     printed = run(examples / "custom_rule.py", "--page")
     assert printed.startswith("MY101 cold-layer  warning") and "Known false alarms" in printed
@@ -110,10 +113,12 @@ def test_stop_on_error_ends_the_training_and_names_the_batch(examples: Path, run
     assert ended and 41 <= int(ended[1]) < 3000
 
 
+@pytest.mark.slow
 def test_stop_on_error_lets_a_healthy_training_end_by_itself(examples: Path, run: Run) -> None:
     assert "ended after step 60 of 60" in run(examples / "stop_on_error.py", "--healthy", "--steps", 60)
 
 
+@pytest.mark.slow
 def test_llama_learns_and_is_healthy(examples: Path, run: Run, tmp_path: Path) -> None:
     printed = run(examples / "llama.py", "--batch", 2, "--steps", 80)
     assert losses(printed)[-1] < 0.65 * losses(printed)[0]
@@ -126,6 +131,7 @@ def test_llama_learns_and_is_healthy(examples: Path, run: Run, tmp_path: Path) -
     assert sum(tensor.numel for tensor in log.tensors) == pytest.approx(1e6, rel=0.1)
 
 
+@pytest.mark.slow
 def test_llama_in_bfloat16_with_a_tied_head_and_accumulation(examples: Path, run: Run, tmp_path: Path) -> None:
     run(examples / "llama.py", "--batch", 1, "--steps", 2, "--accumulate", 2, "--tied", "--precision", "bf16")
     log = stabkit.load(tmp_path / "runs/llama")
@@ -133,6 +139,7 @@ def test_llama_in_bfloat16_with_a_tied_head_and_accumulation(examples: Path, run
     assert any("head.weight" in (tensor.name, *tensor.aliases) and tensor.aliases for tensor in log.tensors)
 
 
+@pytest.mark.slow
 def test_llama_sizes_are_what_they_are_called(examples: Path, run: Run) -> None:
     count = "import sys, torch; sys.path.insert(0, sys.argv[1]); import llama; torch.set_default_device('meta')\n"
     count += "for size in llama.SIZES.values(): print(sum(p.numel() for p in llama.Llama(*size, tied=False).parameters()))"
@@ -140,6 +147,7 @@ def test_llama_sizes_are_what_they_are_called(examples: Path, run: Run) -> None:
     assert counts == pytest.approx([1e6, 10e6, 100e6], rel=0.1)
 
 
+@pytest.mark.slow
 def test_ddp_under_torchrun_names_the_rank_with_the_bad_batch(examples: Path, run: Run, tmp_path: Path) -> None:
     printed = run(*TORCHRUN, examples / "ddp.py", "--bad-rank", 1)
     assert "60 steps of 2 processes" in printed and "it began on rank 1 alone" in printed

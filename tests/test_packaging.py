@@ -142,6 +142,7 @@ def test_the_wheel_holds_the_extension_and_is_named_after_it(wheel: Path) -> Non
         assert "-cp310-abi3-" in wheel.name
 
 
+@pytest.mark.slow
 def test_a_wheel_without_the_extension_fits_every_platform(pure_wheel: Path, tree: Path) -> None:
     assert pure_wheel.name == f"stabkit-{stabkit.__version__}-py3-none-any.whl"
     assert described(pure_wheel, "WHEEL")["Root-Is-Purelib"] == "true"
@@ -163,6 +164,7 @@ def test_the_version_is_told_twice_and_is_the_same(root: Path) -> None:
     assert config["metadata"]["version"] == stabkit.__version__
 
 
+@pytest.mark.slow
 def test_installed_it_works_from_anywhere(installed: Path, tmp_path: Path) -> None:
     where = python(installed, tmp_path, "-c", "import stabkit; print(stabkit.__file__, list(stabkit.__path__))")
     assert where.split() == [str(installed / "stabkit/__init__.py"), f"['{installed / 'stabkit'}']"]
@@ -172,22 +174,26 @@ def test_installed_it_works_from_anywhere(installed: Path, tmp_path: Path) -> No
     assert python(installed, tmp_path, "-c", code).split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_installed_it_has_a_command(installed: Path, tmp_path: Path) -> None:
     assert "analyze" in python(installed, tmp_path, str(installed / "bin" / "stabkit"), "--help")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_COMPILER, reason="there is no C compiler")
 def test_installed_it_measures_in_c(installed: Path, tmp_path: Path) -> None:
     code = "from stabkit.hooks.statistics import backend; print(backend())"
     assert python(installed, tmp_path, "-c", code).strip() == "c"
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_measures_all_the_same(pure_wheel: Path, tmp_path: Path) -> None:
     folder = install(pure_wheel, tmp_path / "installed")
     code = "from stabkit.hooks.statistics import backend; print(backend())"
     assert python(folder, tmp_path, "-c", code).strip() == "reference"
 
 
+@pytest.mark.slow
 def test_installed_it_works_from_the_root_of_a_checkout(installed: Path, tree: Path) -> None:
     """There the folder stabkit/ hides the installed package, and has no hooks/ in it."""
     code = "import sys, stabkit, stabkit.hooks, stabkit.analyzers; print(stabkit.__file__, 'hooks' in sys.modules)"

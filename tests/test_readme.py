@@ -43,6 +43,7 @@ def logs_of_other_tools(folder: Path) -> None:
             writer.add_scalar("loss", float(line.split(",")[1]), int(line.split(",")[0]))
 
 
+@pytest.mark.slow
 def test_every_command_is_one_that_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The make targets exist and are what CI runs or what the demo test runs; every other command is run here."""
     from dataclasses import replace

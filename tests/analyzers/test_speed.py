@@ -25,6 +25,6 @@ def test_20000_steps_of_52_tensors() -> None:
         loss, tensors=tensors, grad_norm=norm, grad_norm_used=norm, weight_sumsq=weights**2 * numel, weight_absmax=weights,
         rms_sum=rms**2 * numel, update_sumsq=(0.01 * weights) ** 2 * numel, grad_sumsq=rms**2, grad_used_sumsq=rms**2,
     )  # fmt: skip
-    began = time.perf_counter()
+    began = time.process_time()
     analyze(run)
-    assert time.perf_counter() - began < 5, "was 1 to 2 s when this was written"
+    assert time.process_time() - began < 5, "was 1 to 2 s when this was written"

@@ -476,5 +476,5 @@ def test_worst_errors(record_property: Any) -> None:
     """Shown with `pytest -rP`: the largest error of each quantity in the tests above."""
     for name, error in sorted(worst.items()):
         print(f"{name:24s} {error:.1e}")
-        record_property(name, error)
+        record_property(name, float(error))
     assert all(error < 1e-4 for error in worst.values())
