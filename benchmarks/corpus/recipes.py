@@ -14,7 +14,8 @@ from benchmarks.corpus.recipe import Recipe
 __all__ = ["BASES", "PARTS", "RECIPES", "SEEDS", "references"]
 
 PARTS = ("tune", "score")
-SEEDS = {"tune": (0, 1, 2), "score": (10, 11, 12)}
+SEEDS = {"tune": (0, 1, 2), "score": (20, 21, 22)}
+"""Seeds 10 to 12 scored the rules of commit 11deaf1. Rules changed since then are scored on runs that were not there yet."""
 RATES = {"tune": 1.0, "score": 0.73}
 """What the base rates are multiplied by."""
 
