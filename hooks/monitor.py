@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, loss, optimizer, precision, ring, scaler, schedule, zeroing
+from stabkit.hooks import clip, dispatch, forward, loss, optimizer, precision, ring, scaler, schedule, zeroing
 from stabkit.hooks.sink import Sink
 from stabkit.hooks.unfinished import Unfinished
 from stabkit.hooks.watched import Watched
@@ -31,6 +31,7 @@ class Monitor:
         every: Measure the tensors of every n-th step.
         exact_updates: Measure the applied update from a copy of the weights.
         on_fault: Called once, with a sentence for the user, when something inside stabkit fails.
+        look_forward: Look at the forward passes too.
 
     Attributes:
         alive: Whether events are wanted.
@@ -45,11 +46,13 @@ class Monitor:
         every: int = 1,
         exact_updates: bool = False,
         on_fault: Callable[[str], None] = lambda message: None,
+        look_forward: bool = False,
     ) -> None:
         self.alive = True
         self.step = 0
         self._sink, self._on_fault = sink, on_fault
         self._watchlist = Watchlist(model, optimizers, every, exact_updates, self._note)
+        self._forward = forward.Forward(model, every, self._note) if look_forward else None
         self._guards = 0  # calls of GradScaler.step in progress
         self._schedulers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._roots: list[loss.Root] = []
@@ -61,10 +64,14 @@ class Monitor:
     def attach(self) -> None:
         """Begin to receive events."""
         dispatch.attach(self)
+        if self._forward:
+            self._forward.attach()
 
     def detach(self) -> None:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
         dispatch.detach(self)
+        if self._forward:
+            self._forward.detach()
         for watched in self._watchlist:
             try:
                 self._deliver(watched, last=True)
@@ -241,11 +248,12 @@ class Monitor:
         if watched is None:
             return
         recorder = watched.recorder
+        seen = self._forward.take(watched.step) if self._forward and watched.index == 0 else {}
         try:
             if recorder.spoiled:
                 watched.count = recorder.count()
                 return
-            unfinished = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped)
+            unfinished = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped, seen)
             watched.count = recorder.count()
             self._deliver(watched, unfinished)
             self._faults = self._in_a_row = 0
@@ -262,7 +270,11 @@ class Monitor:
         elif unfinished is not None:
             watched.unfinished.append(unfinished)
         while watched.unfinished and (last or watched.unfinished[0].ready()):
-            self._sink.step(watched.index, watched.unfinished.popleft().finish())
+            arrived = watched.unfinished.popleft()
+            record = arrived.finish()
+            self._sink.step(watched.index, record)
+            if arrived.beside:
+                self._sink.scalars(record.step, {name: later.value for name, later in arrived.beside.items()})
         if last and watched.lost:
             self._note("lost", optimizer=watched.index, steps=watched.lost, why="the device was too far behind")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -197,7 +197,9 @@ class StepRecorder:
                 self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
             )
 
-    def step_end(self, step: int, attempt: int, layout: int, skipped: bool = False) -> Unfinished:
+    def step_end(
+        self, step: int, attempt: int, layout: int, skipped: bool = False, beside: Mapping[str, Number] | None = None
+    ) -> Unfinished:
         """The optimizer has stepped: measure.
 
         Args:
@@ -205,6 +207,7 @@ class StepRecorder:
             attempt: The attempt it belongs to.
             layout: The number of the layout its tensors are in.
             skipped: Whether a scaler made the optimizer pass it over.
+            beside: Numbers that are to be brought along.
         """
         if self._closure:
             self._ledger.close()
@@ -212,6 +215,7 @@ class StepRecorder:
         counts = self._count.read(self.optimizer, self.parameters)
         seen = Seen(self.parameters, self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
         unfinished = Unfinished(record, seen, self._batch)
+        unfinished.beside = {name: self._batch.add(number) for name, number in (beside or {}).items()}
         unfinished.ask("loss_scale", self._loss_scale)
         unfinished.ask("unguarded", self._unguarded)
         unfinished.ask("applied_steps", device_count(self.optimizer, counts) if self.optimizer.state else -1.0)

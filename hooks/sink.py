@@ -23,5 +23,8 @@ class Sink(Protocol):
     def step(self, optimizer: int, record: StepRecord) -> None:
         """Take a record."""
 
+    def scalars(self, step: int, values: dict[str, Any]) -> None:
+        """Take numbers that stand beside a step, such as those of its forward pass."""
+
     def event(self, event: str, **details: Any) -> None:
         """Take a note about the run."""

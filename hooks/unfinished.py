@@ -54,11 +54,13 @@ class Unfinished:
 
     Attributes:
         by_hand: Whether something else than a clipping call that was seen wrote to the gradients.
+        beside: Numbers that come along, by name, and are no part of the record.
     """
 
     def __init__(self, record: StepRecord, seen: Seen | None, batch: Batch) -> None:
         self.record, self._seen, self._batch = record, seen, batch
         self.by_hand = False
+        self.beside: dict[str, Later] = {}
         self._asked: dict[str, Later] = {}
         if seen is not None:
             for part in (seen.window, seen.ledger, seen.wiring):

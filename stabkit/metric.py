@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LAYER_METRICS",
     "METRICS",
     "STEP_METRICS",
     "TENSOR_COLUMNS",
@@ -30,7 +31,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
-Scope = str  # "step", "group" or "tensor"
+Scope = str  # "step", "group", "tensor" or "layer"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Metric:
     Attributes:
         name: The name in `RunLog.series` and `RunLog.table`.
         unit: "" for a pure number.
-        scope: "step" (one number a step), "group" (one per parameter group) or "tensor" (one per tensor).
+        scope: "step" (one number a step), "group" (one per parameter group), "tensor" (one per tensor) or "layer" (one per
+            layer that has such a thing, named by a weight of its).
         definition: What it is, exactly.
         recorded_by: What makes it appear in a log, for the error message of a log that lacks it.
         columns: For tensors: the stored columns it is derived from.
@@ -171,6 +173,8 @@ TENSOR_METRICS: tuple[Metric, ...] = (
             ("applied_update_sumsq", "update_sumsq", "weight_sumsq"), _update_ratio),
 )  # fmt: skip
 
+FORWARD = "stabkit.watch with forward=True, where the model is not compiled"
+
 WIRING_METRICS: tuple[Metric, ...] = (
     Metric("clip_scale", "", "step", "the loss scale that the gradients still carried when they were last clipped",
            "a loop that clips"),
@@ -218,8 +222,20 @@ STEP_METRICS: tuple[Metric, ...] = (
     Metric("applied_update_norm", "", "step", "global L2 norm of p after - p before, where it was measured of every tensor",
            "stabkit.watch of an optimizer whose update is not worked out from its state, or with exact_updates=True"),
     Metric("update_ratio", "", "step", "applied_update_norm where it was recorded, else update_norm, over weight_norm"),
+    Metric("output_log_partition", "nats", "step", "mean over rows of logsumexp(logits) - log(classes) of the logits that "
+           "cross_entropy was given, 0 where all are 0; over evenly spaced rows beyond 4 million logits; of several calls that "
+           "which lies farthest from 0", FORWARD),
     Metric("time", "s", "step", "wall-clock time at the end of the step, seconds since the epoch"),
 )  # fmt: skip
 
-METRICS: dict[tuple[str, Scope], Metric] = {(m.name, m.scope): m for m in (*STEP_METRICS, *TENSOR_METRICS)}
+LAYER_METRICS: tuple[Metric, ...] = (
+    Metric("attention_logit_bound", "", "layer", "the longest query times the longest key of the same sequence and head, "
+           "scaled, the largest such product of the step: no logit of that attention is larger, before masks and biases are "
+           "added; by the name of the weight that makes the queries",
+           FORWARD),
+)  # fmt: skip
+
+METRICS: dict[tuple[str, Scope], Metric] = {
+    (m.name, m.scope): m for m in (*STEP_METRICS, *TENSOR_METRICS, *LAYER_METRICS)
+}
 """Every metric by (name, scope): `grad_norm` exists for the whole step and for each tensor."""

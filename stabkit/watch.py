@@ -164,6 +164,7 @@ def watch(
     every: int = 1,
     tensorboard: bool = True,
     exact_updates: bool = False,
+    forward: bool = False,
     first_step: int | None = None,
     total_steps: int | None = None,
     on_finding: Callable[[Finding], Any] | None = None,
@@ -180,6 +181,8 @@ def watch(
         tensorboard: Also write TensorBoard's event file into the directory; of several processes rank 0 does.
         exact_updates: Measure the applied update from a copy of all weights (once their memory), instead of deriving the
             intended one from the optimizer's state.
+        forward: Look at the forward passes too: a bound of the logits of every attention (`scaled_dot_product_attention` and
+            `nn.MultiheadAttention`) and the size of those that `cross_entropy` is given. Nothing of a compiled model.
         first_step: The number of the first step; by default one more than the optimizer has counted.
         total_steps: How many steps the run is meant to have, if known: some advice depends on it.
         on_finding: Called with every `Finding` while the run goes on, a few steps after the event; warnings and errors are
@@ -215,10 +218,10 @@ def watch(
             f"this is one of {world} processes that train together, and each would choose another directory by the clock: "
             'pass the same logdir in all of them, such as stabkit.watch(model, optimizer, "runs/exp1")'
         )
-    facts = _facts(every, exact_updates, total_steps) | ({"world_size": world} if world > 1 else {})
+    facts = _facts(every, exact_updates, forward, total_steps) | ({"world_size": world} if world > 1 else {})
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard and rank == 0, first_step, rank)
-    monitor = _attached(model, optimizers, outputs, every, exact_updates) if outputs else None
+    monitor = _attached(model, optimizers, outputs, every, exact_updates, forward) if outputs else None
     verdicts = _judged(claimed, on_finding, outputs) if outputs and monitor and on_finding and rank == 0 else None
     del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
     ended_by: str | None = None
@@ -252,10 +255,10 @@ def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Out
 
 
 def _attached(
-    model: Any, optimizers: list[Any], outputs: _Outputs, every: int, exact_updates: bool
+    model: Any, optimizers: list[Any], outputs: _Outputs, every: int, exact_updates: bool, forward: bool
 ) -> Monitor | None:
     try:
-        monitor = Monitor(model, optimizers, outputs, every, exact_updates, _warn)
+        monitor = Monitor(model, optimizers, outputs, every, exact_updates, _warn, forward)
         if not monitor.owns_parameters():
             _warn(
                 "the optimizer holds none of the model's parameters: was it made from another model, or before the model was "
@@ -283,13 +286,14 @@ def _open(
     return claimed, lock, _Outputs(log, dashboard, first_step)
 
 
-def _facts(every: int, exact_updates: bool, total_steps: int | None) -> dict[str, Any]:
+def _facts(every: int, exact_updates: bool, forward: bool, total_steps: int | None) -> dict[str, Any]:
     return {
         "stabkit": stabkit.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "every": every,
         "exact_updates": exact_updates,
+        "forward": forward,
         "total_steps": total_steps,
         "precision": str(torch.get_default_dtype()).removeprefix("torch."),
     }

@@ -39,8 +39,13 @@ class Outcome:
     seconds: float
 
 
-def train(recipe: Recipe, folder: Path) -> Outcome:
+def train(recipe: Recipe, folder: Path, forward: bool = False) -> Outcome:
     """Train as the recipe says, recorded into `folder`.
+
+    Args:
+        recipe: What to train.
+        folder: Where to record it.
+        forward: Record the sizes of logits too; the training is the same bit for bit.
 
     Returns:
         What became of it.
@@ -60,8 +65,9 @@ def train(recipe: Recipe, folder: Path) -> Outcome:
         if first:
             model, optimizer = _resumed(model, optimizer, recipe)
         watched = stabkit.watch(
-            model, optimizer, folder, tensorboard=False, total_steps=recipe.steps, first_step=first + 1 if first else None
-        )
+            model, optimizer, folder, tensorboard=False, total_steps=recipe.steps, first_step=first + 1 if first else None,
+            forward=forward,
+        )  # fmt: skip
         with watched:
             for step in range(first + 1, last + 1):
                 losses.append(_step(step, recipe, task, model, optimizer, scaler))

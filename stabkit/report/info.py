@@ -175,7 +175,7 @@ def _course(values: Array) -> str:
 
 
 def _quantities(run: RunLog, console: Console) -> None:
-    scopes = {"step": "Per step", "group": "Per parameter group", "tensor": "Per tensor"}
+    scopes = {"step": "Per step", "group": "Per parameter group", "tensor": "Per tensor", "layer": "Per layer"}
     for scope, title in scopes.items():
         metrics = [metric for (_, of), metric in METRICS.items() if of == scope]
         present = [metric for metric in metrics if run.has(metric.name, scope)]
@@ -199,7 +199,7 @@ def _why_absent(run: RunLog, metric: Metric) -> str:
 
 def _with_coverage(run: RunLog, metric: Metric) -> str:
     """The metric's name, and at how many steps it has a value where that is not all."""
-    if metric.scope == "tensor":
+    if metric.scope in ("tensor", "layer"):
         table = run.table(metric.name)
         known = ~np.all(np.isnan(table.values), axis=1) & (table.steps > 0)
         total = int(np.sum(table.steps > 0))
@@ -211,10 +211,16 @@ def _with_coverage(run: RunLog, metric: Metric) -> str:
 
 
 def _scalars(run: RunLog, console: Console) -> None:
-    if run.scalars:
+    own = {name: of for name, of in run.scalars.items() if not _of_vocabulary(name)}
+    if own:
         heading(console, "Left as they are" if "taken" in run.facts else "Logged by you")
-        points = (f"{printable(name)} ({count(len(steps), 'point')})" for name, (steps, _) in run.scalars.items())
+        points = (f"{printable(name)} ({count(len(steps), 'point')})" for name, (steps, _) in own.items())
         hang(console, ", ".join(points))
+
+
+def _of_vocabulary(name: str) -> bool:
+    """Whether numbers beside the records are a quantity that is listed with the others."""
+    return (name, "step") in METRICS or (name.partition("/")[0], "layer") in METRICS
 
 
 def _events(run: RunLog, kind: str) -> list[Mapping[str, Any]]:

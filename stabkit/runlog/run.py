@@ -13,7 +13,7 @@ from stabkit.errors import MissingMetricError, UsageError
 from stabkit.metric import METRICS, STEP_METRICS, TENSOR_METRICS, Array, Scope
 from stabkit.runlog.columns import OrMissing
 from stabkit.runlog.record import TensorInfo
-from stabkit.runlog.stream import Series, Steps, Stream, Table
+from stabkit.runlog.stream import Series, Steps, Stream, Table, beside
 
 __all__ = ["RunLog", "Series", "Steps", "Stream", "Table"]
 
@@ -31,7 +31,7 @@ class RunLog:
         attempts: How many attempts the log holds.
         facts: Versions, precision and so on, as the writer noted them.
         events: Marks, faults of the recorder and layout changes, oldest first.
-        scalars: What the user logged: name -> (steps, values).
+        scalars: What the user logged, and what stands beside the records: name -> (steps, values).
         notes: What the reader had to say: damage, overlaps, attempts.
         ranks: Where several processes recorded the run: the streams of each by itself, by rank. `streams` are then theirs
             merged: sums over the shards of a tensor, the mean of the losses.
@@ -94,6 +94,8 @@ class RunLog:
                 update = "update_sumsq" if self.stream.measured("update_sumsq") else "applied_update_sumsq"
                 needed = (update, "weight_sumsq")
             return bool(needed) and all(self.stream.measured(column) for column in needed)
+        if scope == "layer":
+            return bool(self._layers(metric))
         if scope == "group":
             return not np.all(np.isnan(self.stream.group_values.get(metric, math.nan)))
         return self._has_step(metric) or self.has(metric, "group") or metric in self.scalars
@@ -127,7 +129,7 @@ class RunLog:
         raise self._missing(metric, "step")
 
     def table(self, metric: str) -> Table:
-        """One quantity over the steps and tensors; for a group quantity, over the groups.
+        """One quantity over the steps and tensors; for a quantity of groups or of layers, over those.
 
         Raises:
             MissingMetricError: it was not recorded; the message names what would have recorded it.
@@ -136,6 +138,8 @@ class RunLog:
             values = self.stream.group_values[metric]
             names = tuple(f"group{i}" for i in range(values.shape[1]))
             return Table(metric, self._unit(metric, "group"), self.steps, names, values)
+        if layers := self._layers(metric):
+            return beside(metric, self._unit(metric, "layer"), layers)
         found = METRICS.get((metric, "tensor"))
         if found is None or found.derive is None or not self.has(metric, "tensor"):
             raise self._missing(metric, "tensor")
@@ -170,6 +174,12 @@ class RunLog:
             values[np.searchsorted(self.steps, series.steps), column] = series.values
         names = tuple(f"rank{rank}" for rank in self.ranks or (0,))
         return Table(metric, self._unit(metric, "step"), self.steps, names, values)
+
+    def _layers(self, metric: str) -> dict[str, tuple[Steps, Array]]:
+        """A quantity of layers as it stands beside the records: layer -> (steps, values)."""
+        prefix = f"{metric}/"
+        known = (metric, "layer") in METRICS
+        return {name.removeprefix(prefix): of for name, of in self.scalars.items() if known and name.startswith(prefix)}
 
     @property
     def _name(self) -> str:
@@ -216,13 +226,14 @@ class RunLog:
 
     def _missing(self, metric: str, scope: Scope) -> MissingMetricError:
         other: Scope = "tensor" if scope == "step" else "step"
-        known = METRICS.get((metric, scope)) or METRICS.get((metric, "group")) or METRICS.get((metric, other))
+        known = next((METRICS[metric, of] for of in (scope, "group", other, "layer") if (metric, of) in METRICS), None)
         if known is None:
             names = sorted({m.name for m in (*STEP_METRICS, *TENSOR_METRICS)} | set(self.scalars))
             return MissingMetricError(f"there is no quantity called {metric!r}; known are {', '.join(names)}")
-        kind = "per tensor" if scope == "tensor" else "per step"
-        if known.scope != scope and known.scope != "group":
-            advice = f'table("{metric}")' if known.scope == "tensor" else f'series("{metric}")'
+        asked = "layer" if (known.scope, scope) == ("layer", "tensor") else scope  # one asks for both by `table`
+        kind = f"per {asked}"
+        if known.scope not in (asked, "group"):
+            advice = f'series("{metric}")' if known.scope == "step" else f'table("{metric}")'
             return MissingMetricError(f"{metric} is not a quantity {kind}; ask for {advice}")
         if not len(self.steps):
             return MissingMetricError(f"{self._name} holds no {metric}: no step has been recorded yet")

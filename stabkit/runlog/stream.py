@@ -13,7 +13,7 @@ from stabkit.metric import Array
 from stabkit.runlog.columns import LazyColumns, of_tensor
 from stabkit.runlog.record import TensorInfo
 
-__all__ = ["Series", "Steps", "Stream", "Table"]
+__all__ = ["Series", "Steps", "Stream", "Table", "beside"]
 
 Steps = NDArray[np.int64]
 
@@ -41,13 +41,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Table:
-    """One quantity over the steps and the tensors (or parameter groups).
+    """One quantity over the steps and the tensors (or parameter groups, or layers).
 
     Attributes:
         metric: Its name in the vocabulary.
         unit: "" for a pure number.
         steps: int64 [n], increasing; a run's first row may be step 0, the weights at entry.
-        tensors: Names of the tensors, or "group0", "group1", ...
+        tensors: Names of the tensors, or of layers, or "group0", "group1", ...
         values: float64 [n, tensors]; NaN where missing, or where the quantity itself was NaN.
         basis: As in `Series`.
     """
@@ -118,3 +118,12 @@ class Stream:
     def measured(self, column: str) -> bool:
         """Whether a stored column holds at least one number."""
         return column in self.columns and not np.all(np.isnan(self.columns[column]))
+
+
+def beside(metric: str, unit: str, columns: Mapping[str, tuple[Steps, Array]]) -> Table:
+    """A table of series that need not have the same steps, by the names of its columns."""
+    steps = np.unique(np.concatenate([at for at, _ in columns.values()]))
+    values = np.full((len(steps), len(columns)), np.nan)
+    for column, (at, numbers) in enumerate(columns.values()):
+        values[np.searchsorted(steps, at), column] = numbers
+    return Table(metric, unit, steps, tuple(columns), values)
