@@ -1,6 +1,6 @@
 """`python -m benchmarks.corpus`: trains and labels what is not there yet.
 
-    python -m benchmarks.corpus [--part tune|score|all] [--jobs 2] [--only GLOB] [--list | --relabel]
+    python -m benchmarks.corpus [--part tune|score|all] [--jobs 2] [--only GLOB] [--forward] [--list | --relabel]
 
 It may be stopped at any time and started again: a run is done when it has a label, and a changed recipe is trained again.
 """
@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--part", choices=("tune", "score", "all"), default="all")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="*", help="a pattern of ids, such as 'text-*'")
+    parser.add_argument("--forward", action="store_true", help="record the sizes of logits too, in the runs that are made")
     parser.add_argument("--list", action="store_true", help="show what is there and make nothing")
     parser.add_argument("--relabel", action="store_true", help="label what is there again, and train nothing")
     options = parser.parse_args()
@@ -65,7 +66,7 @@ def main() -> int:
                     if ready(recipe):
                         relabel(recipe)
                 return 0
-            return int(produce(recipes, options.jobs) > 0)
+            return int(produce(recipes, options.jobs, forward=options.forward) > 0)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

@@ -20,7 +20,7 @@ from benchmarks.corpus.store import RUNS, make, ready
 __all__ = ["produce", "sole_producer"]
 
 
-def produce(recipes: Iterable[Recipe], jobs: int, runs: Path = RUNS) -> int:
+def produce(recipes: Iterable[Recipe], jobs: int, runs: Path = RUNS, forward: bool = False) -> int:
     """Make what is missing, references first. Returns the number of runs that failed to be made.
 
     Where a reference fails, what is compared with it is left for the next time.
@@ -37,7 +37,7 @@ def produce(recipes: Iterable[Recipe], jobs: int, runs: Path = RUNS) -> int:
     ):
         task = progress.add_task("corpus", total=len(recipes), completed=len(recipes) - len(missing))
         for wave in ([r for r in missing if r.twin is None], [r for r in missing if r.twin]):
-            futures = {pool.submit(make, recipe, runs): recipe for recipe in wave if recipe.twin not in failed}
+            futures = {pool.submit(make, recipe, runs, forward=forward): recipe for recipe in wave if recipe.twin not in failed}
             for future in as_completed(futures):
                 name = futures[future].id
                 progress.update(task, advance=1, description=name)

@@ -39,13 +39,14 @@ def label_of(name: str, runs: Path = RUNS) -> dict[str, Any] | None:
     return label
 
 
-def make(recipe: Recipe, runs: Path = RUNS, name: str | None = None) -> dict[str, Any]:
+def make(recipe: Recipe, runs: Path = RUNS, name: str | None = None, forward: bool = False) -> dict[str, Any]:
     """Train and label, unless it is done already. The references of its setting must be there.
 
     Args:
         recipe: The run.
         runs: Where all runs lie.
         name: Its folder, if not its id.
+        forward: Record the sizes of logits too. A run that is there without them is left as it is.
 
     Returns:
         The label.
@@ -57,7 +58,7 @@ def make(recipe: Recipe, runs: Path = RUNS, name: str | None = None) -> dict[str
     folder = runs / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    outcome = train(recipe, folder / "run")
+    outcome = train(recipe, folder / "run", forward)
     np.savez_compressed(folder / OUTCOME, losses=outcome.losses, rest=(outcome.final_loss, outcome.seconds))
     return _written(recipe, name, folder, runs, outcome)
 

@@ -213,6 +213,88 @@ def test_compiled_autograd_hides_no_loss_and_invents_none(tmp_path: Path) -> Non
     assert run.series("loss").values.tolist() == pytest.approx(truth, rel=1e-6)
 
 
+class Attending(torch.nn.Module):
+    """An attention by torch's function and one by torch's module, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.head = torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query = self.query(x)
+        x = x + torch.nn.functional.scaled_dot_product_attention(query, query, x)
+        output: torch.Tensor = self.head(self.attention(x, x, x)[0])
+        return output
+
+
+def attend(logdir: Path | None, compiled: str, enter_at: int = 0) -> tuple[Account, stabkit.RunLog | None]:
+    """Train a model whose forward pass is looked at; it is compiled as a whole, in place, in part, or with its loss."""
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    compiler, account, model = Compiler(), Account(), Attending()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    if compiled == "in place":
+        model.compile(backend=compiler)
+    if compiled == "a part":
+        model.head = torch.compile(model.head, backend=compiler)
+    run = torch.compile(model, backend=compiler) if compiled in ("its wrapper", "the model beside it") else model
+    watched = run if compiled == "its wrapper" else model
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(run(x).mT, y)
+
+    lossy = torch.compile(loss_of, backend=compiler) if compiled == "loss" else loss_of
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            loss = lossy(torch.randn(3, 5, 8), torch.randint(4, (3, 5)))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    steps(enter_at)
+    with stabkit.watch(watched, optimizer, logdir, tensorboard=False, forward=True) if logdir else contextlib.nullcontext():
+        steps(STEPS)
+    account.bits = [p.detach().numpy().tobytes() for p in model.parameters()]
+    account.graphs, account.breaks = compiler.graphs, sum(counters["graph_break"].values())
+    return account, stabkit.load(logdir) if logdir else None
+
+
+@pytest.mark.parametrize("compiled", ["in place", "a part", "its wrapper"])
+def test_the_forward_pass_of_a_compiled_model_is_left_alone(tmp_path: Path, compiled: str) -> None:
+    (bare, _), (watched, run) = attend(None, compiled, enter_at=2), attend(tmp_path / "run", compiled, enter_at=2)
+    assert bare.graphs > 0, "something was compiled"
+    assert (watched.graphs, watched.breaks, watched.bits) == (bare.graphs, bare.breaks, bare.bits)
+    (told,) = [event for event in run.events if event["event"] == "not_looked_at"]
+    assert told["why"].startswith("the model is compiled")
+    assert not run.scalars
+
+
+@pytest.mark.parametrize(("compiled", "enter_at"), [("the model beside it", 2), ("loss", 0)])
+def test_graphs_made_without_the_watch_knowing_do_not_break(tmp_path: Path, compiled: str, enter_at: int) -> None:
+    """One that calls an attention has a guard on what `forward=True` patches: it is compiled a second time, and that is all."""
+    (bare, _), (watched, run) = attend(None, compiled, enter_at), attend(tmp_path / "run", compiled, enter_at)
+    assert watched.graphs == bare.graphs + (enter_at > 0)
+    assert (watched.breaks, watched.bits) == (bare.breaks, bare.bits)
+    assert not [event for event in run.events if event["event"] == "fault"]
+
+
+def test_a_graph_that_gradients_flow_through_ends_the_looking(tmp_path: Path) -> None:
+    """The backend that counts leaves no trace in the graph of gradients; a real one does."""
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    run = torch.compile(model, backend="aot_eager")
+    with stabkit.watch(model, optimizer, tmp_path / "run", tensorboard=False, forward=True):
+        for _ in range(3):
+            torch.nn.functional.cross_entropy(run(torch.randn(5, 4)), torch.randint(3, (5,))).backward()
+            optimizer.step()
+    log = stabkit.load(tmp_path / "run")
+    assert not log.scalars
+    assert [event["why"][:21] for event in log.events if event["event"] == "not_looked_at"] == ["the model is compiled"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["model", "optimizer step", "whole step"])
 def test_with_inductor(tmp_path: Path, compiled: str) -> None:

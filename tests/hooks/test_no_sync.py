@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import stabkit
-from stabkit.hooks import transfer
+from stabkit.hooks import forward, transfer
 from stabkit.hooks.monitor import Monitor
 from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
 from tests.optimizers.handmade import CourseAdamW
@@ -61,6 +61,16 @@ def watchdog(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
             dog.inside -= 1
 
     monkeypatch.setattr(Monitor, "receive", received)
+    tell = forward._tell
+
+    def told(act: Callable[[forward.Forward], None]) -> None:
+        dog.inside += 1
+        try:
+            tell(act)
+        finally:
+            dog.inside -= 1
+
+    monkeypatch.setattr(forward, "_tell", told)
     yield dog
     monkeypatch.undo()
 
@@ -133,6 +143,37 @@ def test_nor_with_a_closure_and(name: str, watchdog: Watchdog, tmp_path: Path) -
     assert watchdog.reads == []
     assert not [event for event in run.events if event["event"] == "fault"]
     assert watchdog.transfers <= len(run.steps) + 1 == 5  # with the record of the weights at entry
+
+
+class Attending(nn.Module):
+    """Two attentions, one by torch's function and one by torch's module, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.attention, self.head = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query = self.query(x)
+        x = x + F.scaled_dot_product_attention(query, query, x)
+        output: torch.Tensor = self.head(self.attention(x, x, x)[0])
+        return output
+
+
+def test_nor_by_looking_at_the_forward_pass(watchdog: Watchdog, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Attending()
+    optimizer = adamw(model.parameters())
+    with stabkit.watch(model, optimizer, tmp_path, tensorboard=False, forward=True):
+        for _ in range(4):
+            for _ in range(2):
+                F.cross_entropy(model(torch.randn(3, 5, 8)).mT, torch.randint(4, (3, 5)), ignore_index=2).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    run = stabkit.load(tmp_path)
+    assert watchdog.reads == []
+    assert not [event for event in run.events if event["event"] in ("fault", "not_looked_at")]
+    assert watchdog.transfers <= len(run.steps) + 1 == 5  # the logits come in the batch that all else comes in
+    assert run.table("attention_logit_bound").values.shape == (4, 2) and run.has("output_log_partition")
 
 
 MAKES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
