@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from stabkit.analyzers.attention_logit_growth import AttentionLogitGrowth
 from stabkit.analyzers.base import Analyzer, NoOccasion, NotApplicable, Rule
 from stabkit.analyzers.batches import name_batches
 from stabkit.analyzers.bias_correction_off import BiasCorrectionOff
@@ -79,6 +80,7 @@ ANALYZERS: tuple[Analyzer, ...] = (
     LossScaleCollapse(),
     GradientUnderflow(),
     UpdatesRoundedAway(),
+    AttentionLogitGrowth(),
     ClipBeforeUnscale(),
     StepOutsideScaler(),
     MissingScalerUpdate(),

@@ -11,11 +11,12 @@ __all__ = ["gather"]
 
 EXPLAINS: dict[str, frozenset[str]] = {
     "SK421": frozenset({"SK101", "SK102", "SK206"}),
-    "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK501", "SK507"}),
+    "SK101": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK308", "SK501", "SK507"}),
     "SK106": frozenset({"SK201", "SK202", "SK203", "SK204", "SK206", "SK301", "SK501", "SK507"}),
-    "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301"}),
-    "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK501", "SK507"}),
-    "SK302": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK303"}),
+    "SK103": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK308"}),
+    "SK102": frozenset({"SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK308", "SK501", "SK507"}),
+    "SK302": frozenset({"SK102", "SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK303", "SK308"}),
+    "SK308": frozenset({"SK201", "SK202", "SK203", "SK204", "SK205", "SK206", "SK301", "SK507"}),
     "SK508": frozenset({"SK201", "SK202", "SK203", "SK204", "SK206", "SK301"}),
     "SK305": frozenset({"SK501", "SK507"}),
     "SK501": frozenset({"SK504", "SK507"}),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "LAYER_METRICS",
+    "FORWARD_METRICS",
     "METRICS",
     "STEP_METRICS",
     "TENSOR_COLUMNS",
@@ -222,20 +222,21 @@ STEP_METRICS: tuple[Metric, ...] = (
     Metric("applied_update_norm", "", "step", "global L2 norm of p after - p before, where it was measured of every tensor",
            "stabkit.watch of an optimizer whose update is not worked out from its state, or with exact_updates=True"),
     Metric("update_ratio", "", "step", "applied_update_norm where it was recorded, else update_norm, over weight_norm"),
-    Metric("output_log_partition", "nats", "step", "mean over rows of logsumexp(logits) - log(classes) of the logits that "
-           "cross_entropy was given, 0 where all are 0; over evenly spaced rows beyond 4 million logits; of several calls that "
-           "which lies farthest from 0", FORWARD),
     Metric("time", "s", "step", "wall-clock time at the end of the step, seconds since the epoch"),
 )  # fmt: skip
 
-LAYER_METRICS: tuple[Metric, ...] = (
+FORWARD_METRICS: tuple[Metric, ...] = (
+    Metric("output_log_partition", "nats", "step", "mean over rows of logsumexp(logits) - log(classes) of the logits that "
+           "cross_entropy was given, 0 where all are 0; over evenly spaced rows beyond 4 million logits; of several calls that "
+           "which lies farthest from 0", FORWARD),
     Metric("attention_logit_bound", "", "layer", "the longest query times the longest key of the same sequence and head, "
            "scaled, the largest such product of the step: no logit of that attention is larger, before masks and biases are "
            "added; by the name of the weight that makes the queries",
            FORWARD),
 )  # fmt: skip
+"""What stands beside the records, where the forward pass was looked at."""
 
 METRICS: dict[tuple[str, Scope], Metric] = {
-    (m.name, m.scope): m for m in (*STEP_METRICS, *TENSOR_METRICS, *LAYER_METRICS)
+    (m.name, m.scope): m for m in (*STEP_METRICS, *TENSOR_METRICS, *FORWARD_METRICS)
 }
 """Every metric by (name, scope): `grad_norm` exists for the whole step and for each tensor."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stabkit.errors import MissingMetricError, UsageError
-from stabkit.metric import METRICS, STEP_METRICS, TENSOR_METRICS, Array, Scope
+from stabkit.metric import METRICS, Array, Scope
 from stabkit.runlog.columns import OrMissing
 from stabkit.runlog.record import TensorInfo
 from stabkit.runlog.stream import Series, Steps, Stream, Table, beside
@@ -228,7 +228,7 @@ class RunLog:
         other: Scope = "tensor" if scope == "step" else "step"
         known = next((METRICS[metric, of] for of in (scope, "group", other, "layer") if (metric, of) in METRICS), None)
         if known is None:
-            names = sorted({m.name for m in (*STEP_METRICS, *TENSOR_METRICS)} | set(self.scalars))
+            names = sorted({name for name, _ in METRICS} | set(self.scalars))
             return MissingMetricError(f"there is no quantity called {metric!r}; known are {', '.join(names)}")
         asked = "layer" if (known.scope, scope) == ("layer", "tensor") else scope  # one asks for both by `table`
         kind = f"per {asked}"

@@ -31,6 +31,8 @@ def save_case(name: str, run: RunLog, data: Path = DATA) -> None:
     arrays |= {f"group/{name}": values for name, values in stream.group_values.items()}
     columns = {name: np.asarray(stream.columns[name]) for name in stream.columns}
     arrays |= {f"column/{name}": values for name, values in columns.items() if not np.isnan(values).all()}
+    for metric, (at, values) in run.scalars.items():
+        arrays |= {f"beside/{metric}": np.stack([at.astype(np.float64), values])}
     rounded = {key: _rounded(value) if value.dtype == np.float64 else value for key, value in arrays.items()}
     data.mkdir(exist_ok=True)
     np.savez_compressed(data / f"{name}.npz", about=np.array(json.dumps(about)), **rounded)
@@ -49,7 +51,10 @@ def load_case(name: str, data: Path = DATA) -> RunLog:
     stream = Stream(
         arrays["steps"], part("step/"), part("group/"), tensors, arrays["tensor_steps"], part("column/"), about["optimizer"]
     )
-    return RunLog(path=name, source="stabkit", streams=(stream,), facts=about["facts"], events=tuple(about["events"]))
+    beside = {metric: (at.astype(np.int64), values) for metric, (at, values) in part("beside/").items()}
+    return RunLog(
+        path=name, source="stabkit", streams=(stream,), facts=about["facts"], events=tuple(about["events"]), scalars=beside
+    )
 
 
 def _rounded(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -43,6 +43,7 @@ class Case:
         decay: Weight decay of the tensor named, where it is not 0.1.
         scale: The scale a GradScaler begins with, under float16 autocast; None trains in float32 without one.
         growth_interval: After how many steps without an overflow the scaler doubles its scale.
+        forward: Look at the forward passes too.
         root_of_zero: (step, tensor): the loss of that step gets sqrt(0) of the tensor added: finite, its gradient 0 / 0.
         expect: Findings that must be there.
         twin: The healthy run in which the rules of `expect` must be clear.
@@ -63,6 +64,7 @@ class Case:
     decay: dict[str, float] = field(default_factory=dict)
     scale: float | None = None
     growth_interval: int = 2000
+    forward: bool = False
     root_of_zero: tuple[int, str] = (0, "")
     expect: dict[str, Expectation] = field(default_factory=dict)
     twin: str = "healthy"
@@ -159,6 +161,11 @@ CASES: dict[str, Case] = {
         steps=240, scale=2.0**16, growth_interval=40, decay={"blocks.1.fc2.weight": -60.0}, twin="healthy_half",
         expect={"SK302": (16, 40, "blocks.1.fc2.weight"), "SK303": (215, 230, None)},
     ),
+    "growing_attention": Case(
+        steps=100, forward=True, decay={"blocks.0.qkv.weight": -60.0}, twin="healthy_attention",
+        expect={"SK302": (16, 40, "blocks.0.qkv.weight"), "SK308": (64, 72, "blocks.0.qkv.weight")},
+    ),
+    "healthy_attention": Case(steps=100, forward=True, clean=True),
     "falling_scale": Case(
         scale=2.0**16, growth_interval=40, loss_factor=lambda step: 1.15 ** max(0, step - 100), twin="healthy_half",
         expect={"SK303": (105, 125, None)},
@@ -194,6 +201,7 @@ def run_case(
     """Train, and return what was recorded; the options are those of `stabkit.watch`."""
     torch.set_num_threads(1)
     run = run_sine if case.trains == "sine" else run_text
+    options = {"forward": case.forward, **options}
     return run(case, logdir, after_step, **options)
 
 
