@@ -44,12 +44,14 @@ def attention_bound(query: torch.Tensor, key: torch.Tensor, scale: float | None 
     queries, keys = longest
     if queries.dim() and queries.shape[-1] != keys.shape[-1]:
         keys = keys.repeat_interleave(queries.shape[-1] // keys.shape[-1], dim=-1)
-    return (queries * keys).amax() * factor
+    bound: torch.Tensor = (queries * keys).amax() * factor
+    return bound
 
 
 def heads_of(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """[time, batch, heads x d] or [time, heads x d], as `nn.MultiheadAttention` projects them -> [..., heads, time, d]."""
-    return rows.unflatten(-1, (heads, rows.shape[-1] // heads)).movedim(0, -2)
+    split: torch.Tensor = rows.unflatten(-1, (heads, rows.shape[-1] // heads))
+    return split.movedim(0, -2)
 
 
 def log_partition(logits: torch.Tensor, target: Any = None, ignored: int = -100) -> torch.Tensor:
@@ -66,7 +68,7 @@ def log_partition(logits: torch.Tensor, target: Any = None, ignored: int = -100)
     rows = logits if logits.dim() == 1 else logits.movedim(1, -1)
     numbered = isinstance(target, torch.Tensor) and target.dtype in _INTEGERS and target.shape == rows.shape[:-1]
     chosen = _spaced(rows.shape)
-    log_sum = torch.logsumexp(rows[chosen].to(torch.float32), dim=-1) - math.log(rows.shape[-1])
+    log_sum: torch.Tensor = torch.logsumexp(rows[chosen].to(torch.float32), dim=-1) - math.log(rows.shape[-1])
     if not numbered:
         return log_sum.mean()
     counts = target[chosen] != ignored

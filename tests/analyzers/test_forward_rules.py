@@ -19,7 +19,8 @@ STEPS = 60
 def attending(**layers: Any) -> RunLog:
     steps = np.arange(1, STEPS + 1)
     beside = {f"attention_logit_bound/{name}.weight": (steps, np.asarray(values)) for name, values in layers.items()}
-    return RunLog.from_arrays(steps, {"loss": np.ones(STEPS)}, source="stabkit", scalars=beside)
+    rates = {"lr": np.full(STEPS, 3e-2)}
+    return RunLog.from_arrays(steps, {"loss": np.ones(STEPS)}, group_values=rates, source="stabkit", scalars=beside)
 
 
 def only(run: RunLog) -> Finding:
@@ -36,7 +37,7 @@ def test_growth_is_told_at_the_third_record_above_the_limit_and_its_layer_named(
     assert finding.last_good_step == int(np.argmax(RISING > 100))
     assert finding.tensors == ("query.weight",)
     assert (finding.severity, finding.state) == (Severity.WARNING, State.ONGOING)
-    assert finding.remedy == {"qk_norm": 1.0}
+    assert finding.remedy == {"peak_lr": pytest.approx(1e-2)} and "0.01" in finding.advice
 
 
 def test_the_largest_of_several_comes_first() -> None:
