@@ -10,8 +10,8 @@ How it decides:     The bound of an attention's logits (longest query times long
                     torch.nn.MultiheadAttention; an attention by hand is not seen, and nothing of a compiled model.
 Known false alarms: The bound can be several times the largest logit, where the longest query and the longest key point in
                     different directions; or where all keys share a large part, which softmax does not see.
-What to try:        A lower rate: at a third of it small transformers had no such growth. QK-norm and QK-clip bound the logits
-                    at any rate, and by themselves do not make one bearable that is too high: of three runs none was healed.
+What to try:        A lower rate: a third of it healed two of three runs. QK-norm and QK-clip bound the logits at any rate, and
+                    do not make one bearable that is too high: QK-norm by itself healed none of the three.
 References:         Wortsman et al. 2023, arXiv 2309.14322: runs that diverge pass 1,000 to 10,000. Kimi K2 2025, arXiv
                     2507.20534: above 1,000 in runs of 9 and 53 billion parameters with Muon; no spike with QK-clip at 100.
 """

@@ -71,7 +71,7 @@ def log_partition(logits: torch.Tensor, target: Any = None, ignored: int = -100)
     log_sum: torch.Tensor = torch.logsumexp(rows[chosen].to(torch.float32), dim=-1) - math.log(rows.shape[-1])
     if not numbered:
         return log_sum.mean()
-    counts = target[chosen] != ignored
+    counts: torch.Tensor = target[chosen] != ignored
     return torch.where(counts, log_sum, 0.0).sum() / counts.sum()
 
 
