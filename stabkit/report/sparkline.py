@@ -31,13 +31,15 @@ def places(steps: Rows, width: int) -> Rows:
     return np.minimum((steps - first) * width // max(reach, width), width - 1)
 
 
-def course(steps: Rows, values: Array, width: int) -> str:
+def course(steps: Rows, values: Array, width: int, between: tuple[float, float] | None = None) -> str:
     """One character for each stretch of steps: the height of its highest value.
 
     Args:
         steps: int64 [n], increasing.
         values: float64 [n].
         width: How many characters, at most the number of steps between the first and the last.
+        between: The values that the lowest and the highest bar stand for, where several lines share them; those of the line
+            itself where nothing is said.
 
     Returns:
         Bars of eight heights, by the logarithm where they span more than half a decade; BROKEN where a stretch holds what
@@ -50,7 +52,8 @@ def course(steps: Rows, values: Array, width: int) -> str:
     if not known.any():
         return "".join(BROKEN if place in set(column.tolist()) else " " for place in range(width))
     heights = np.where(known, highest, np.nan)
-    low, high = float(np.nanmin(heights)), float(np.nanmax(heights))
+    low, high = between or (float(np.nanmin(heights)), float(np.nanmax(heights)))
+    heights = np.clip(heights, low, high)
     if low > 0 and np.log10(high / low) > _DECADES:
         heights, low, high = np.log10(heights), float(np.log10(low)), float(np.log10(high))
     share = (heights - low) / (high - low) if high > low else np.zeros(width) * heights
