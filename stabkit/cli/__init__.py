@@ -151,6 +151,44 @@ def report(path: str, output: str, select: Words, ignore: Words, attempt: int | 
 
 
 @commands.command()
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
+@click.option("--html", type=click.Path(dir_okay=False), metavar="FILE", help="Also write it as one HTML file.")
+@click.option("--attempts", type=(click.IntRange(0), click.IntRange(0)), metavar="M N", help="Which of A and of B, from 0.")
+@_map
+def compare(a: str, b: str, format: str, html: str | None, attempts: tuple[int, int] | None, mapping: Words) -> None:
+    """Tell where two runs part, in what, and what was set differently.
+
+    Runs of one seed are the same, number for number, up to the first step at which anything differs: that step and what in
+    it differs first are told. Any others are held against the noise each has by itself.
+
+    Exit codes: 0 the runs are the same, or differ by noise only; 1 they part; 2 usage; 3 nothing readable, nothing in
+    common, or too few steps to tell.
+    """
+    from stabkit.compare import compare as hold_together
+    from stabkit.sources import load
+
+    if a == b and (attempts is None or attempts[0] == attempts[1]):
+        raise UsageError(f"{a} is the same run twice. Two attempts of one run: --attempts 0 1")
+    first, second = attempts or (None, None)
+    columns = _columns(mapping)
+    runs = load(a, first, columns), load(b, second, columns)
+    found = hold_together(*runs)
+    if html:
+        text = import_module("stabkit.compare.html").page(found, *runs)
+        with click.open_file(html, "w", encoding="utf-8", atomic=True) as file:
+            file.write(text)
+    if format == "json":
+        click.echo(import_module("stabkit.compare.json").render(found))
+    else:
+        import_module("stabkit.compare.text").report(found, *runs, _console())
+    if html and html != "-":
+        click.echo(f"{html}: {len(text.encode()) / 1e3:,.0f} kB", err=format == "json")
+    click.get_current_context().exit(found.exit_code)
+
+
+@commands.command()
 def rules() -> None:
     """List all rules."""
     from stabkit.report.pages import catalogue

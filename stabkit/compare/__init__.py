@@ -77,6 +77,9 @@ def _held(run: RunLog) -> str:
 
 def _notes(a: RunLog, b: RunLog, common: int, looked_at: tuple[str, ...]) -> list[str]:
     found = []
+    bare = [name for name, run in (("A", a), ("B", b)) if not any(stream.tensors for stream in run.streams)]
+    if len(bare) == 1:
+        found.append(f"{bare[0]} recorded no tensors: only losses, norms and rates of the whole step are compared")
     for name, run in (("A", a), ("B", b)):
         others = len(run.steps) - common
         if others:

@@ -46,6 +46,11 @@ class Pair:
         a, b = (run.series(name).values[rows] for run, rows in zip((self.a, self.b), self._rows, strict=True))
         return a, b
 
+    def values(self, run: RunLog, name: str) -> Array:
+        """A quantity of the step in one of the two runs over the common steps [n]; NaN where it has none."""
+        rows = self._rows[0 if run is self.a else 1]
+        return run.stream.step_values[name][rows] if name in run.stream.step_values else np.full(len(self.steps), np.nan)
+
     def has_column(self, name: str) -> bool:
         """Whether both stored a column of the tensors."""
         sides = len(self.tensor_steps) and len(self.names)
@@ -116,5 +121,5 @@ def _meet(a: Index, b: Index) -> tuple[Index, tuple[Index, Index]]:
 
 
 def pairs_of(a: RunLog, b: RunLog) -> list[Pair]:
-    """The optimizers of two runs, the first with the first and so on; of runs with other numbers of them, as many as both have."""
+    """The optimizers of two runs, the first with the first and so on; as many as both have."""
     return [Pair(a.optimizer(i), b.optimizer(i)) for i in range(min(len(a.streams), len(b.streams)))]

@@ -23,8 +23,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "weights": ("weight_norm", "weight_sumsq"),
     "optimizer state": ("momentum_sumsq",),
     "loss": ("loss", "loss_sum", "backward_count"),
-    "gradients": ("grad_norm", "grad_norm_used", "clip_coefficient", "loss_scale", "grad_sumsq", "grad_used_sumsq", "grad_absmax",
-                  "grad_nonfinite", "grad_zeros", "momentum_dot"),
+    "gradients": ("grad_norm", "grad_norm_used", "clip_coefficient", "loss_scale", "grad_sumsq", "grad_used_sumsq",
+                  "grad_absmax", "grad_nonfinite", "grad_zeros", "momentum_dot"),
     "updates": ("skipped", "applied_steps", "update_norm", "applied_update_norm", "exp_avg_sumsq", "exp_avg_sq_sum",
                 "exp_avg_sq_min", "exp_avg_sq_max", "rms_sum", "eps_count", "update_sumsq", "update_absmax",
                 "weight_update_dot", "applied_update_sumsq", "weight_absmax", "weight_nonfinite"),
@@ -37,6 +37,8 @@ ROUNDING = 1e-5
 """A relative difference below this, at the step at which two runs part, is that of float32 sums in another order."""
 _SIZES = {"loss", "weight_norm", "grad_norm_used", "update_norm", "weight_sumsq", "grad_used_sumsq", "update_sumsq"}
 """Norms, by which a difference is called small. A product of two vectors may be all rounding."""
+_MAY_BE_MISSING = {"grad_norm", "grad_sumsq", "clip_coefficient", "loss_scale"}
+"""What is recorded only where it can be proved, or where the loop does such a thing."""
 _ENOUGH = 200
 """Numbers counted for the proof."""
 
@@ -53,6 +55,16 @@ class _Held:
     values: Callable[[], tuple[Array, Array]]
     of_tensors: bool
 
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether a NaN beside a number is no difference: the one was not recorded there."""
+        return self.name in _MAY_BE_MISSING
+
+    def at(self, row: int) -> tuple[Array, Array, Flags]:
+        """Both runs' values at a row, and where they differ."""
+        a, b = (values[row] for values in self.values())
+        return a, b, _differs(a, b, self.may_be_missing)
+
 
 def split_of(pairs: Sequence[Pair]) -> tuple[Split | None, bool]:
     """Where the runs stopped being the same, and whether they ever were.
@@ -63,7 +75,7 @@ def split_of(pairs: Sequence[Pair]) -> tuple[Split | None, bool]:
     Returns:
         None and True where nothing differs; None and False where they were never the same, or too little proves it.
     """
-    found = [(pair, held, _first(*held.values())) for pair in pairs for held in _held(pair)]
+    found = [(pair, held, _first(*held.values(), held.may_be_missing)) for pair in pairs for held in _held(pair)]
     if not found:
         return None, False
     differing = [int(held.steps[row]) for _, held, row in found if row is not None]
@@ -86,13 +98,14 @@ def _held(pair: Pair) -> Iterator[_Held]:
                 yield _Held(stage, name, pair.tensor_steps, lambda name=name: pair.of_tensors(name), True)  # type: ignore[misc]
 
 
-def _differs(a: Array, b: Array) -> Flags:
-    return np.asarray((a != b) & ~(np.isnan(a) & np.isnan(b)))
+def _differs(a: Array, b: Array, may_be_missing: bool = False) -> Flags:
+    missing = np.isnan(a) | np.isnan(b) if may_be_missing else np.isnan(a) & np.isnan(b)
+    return np.asarray((a != b) & ~missing)
 
 
-def _first(a: Array, b: Array) -> int | None:
+def _first(a: Array, b: Array, may_be_missing: bool) -> int | None:
     """The first row in which the two differ."""
-    differs = _differs(a, b)
+    differs = _differs(a, b, may_be_missing)
     rows = np.flatnonzero(differs.any(axis=1) if differs.ndim > 1 else differs)
     return int(rows[0]) if len(rows) else None
 
@@ -119,9 +132,9 @@ def _told(pair: Pair, step: int, held: Sequence[_Held]) -> Split:
         row = int(np.searchsorted(each.steps, step))
         if row >= len(each.steps) or each.steps[row] != step:
             continue
-        a, b = (values[row] for values in each.values())
-        size = max(size, _size(_relative(a, b), _differs(a, b)) if each.name in _SIZES else 0.0)
-        (stages if np.any(_differs(a, b)) else same).append(each.stage)
+        a, b, differs = each.at(row)
+        size = max(size, _size(_relative(a, b, differs), differs) if each.name in _SIZES else 0.0)
+        (stages if np.any(differs) else same).append(each.stage)
     stage = next((name for name in STAGES if name in stages), "updates")
     order = list(STAGES)
     before = tuple(name for name in order[: order.index(stage)] if name in same)
@@ -151,8 +164,8 @@ def _tensors(pair: Pair, step: int, measured: Sequence[_Held]) -> tuple[int | No
         furthest = np.zeros(len(pair.names))
         for each in measured:
             if each.stage == stage:
-                a, b = (values[row] for values in each.values())
-                furthest = np.maximum(furthest, np.where(_differs(a, b), np.maximum(_relative(a, b), 1e-300), 0))
+                a, b, differs = each.at(row)
+                furthest = np.maximum(furthest, np.where(differs, np.maximum(_relative(a, b, differs), 1e-300), 0))
         if furthest.any():
             order = np.argsort(-furthest, kind="stable")[: int(np.sum(furthest > 0))]
             return int(pair.tensor_steps[row]), tuple(pair.names[i] for i in order)
@@ -165,8 +178,8 @@ def _size(relative: Array, differs: Flags) -> float:
     return float(relative) if not np.ndim(relative) else float(np.median(relative[differs])) if differs.any() else 0.0
 
 
-def _relative(a: Array, b: Array) -> Array:
+def _relative(a: Array, b: Array, differs: Flags) -> Array:
     """|a - b| over the larger of the two; 1 where one of them is no number."""
     with np.errstate(all="ignore"):
         share = np.abs(a - b) / np.maximum(np.abs(a), np.abs(b))
-    return np.where(_differs(a, b), np.where(np.isfinite(share), share, 1.0), 0.0)
+    return np.where(differs, np.where(np.isfinite(share), share, 1.0), 0.0)

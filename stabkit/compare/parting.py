@@ -59,7 +59,7 @@ def partings_of(pairs: Sequence[Pair]) -> tuple[list[Parting], tuple[str, ...]]:
         here, believed = believed[: each.blocks.p.size].reshape(each.blocks.p.shape), believed[each.blocks.p.size :]
         if not np.isnan(each.blocks.p).all():
             looked_at.append(each.metric if each.names == (None,) else f"{each.metric} of {len(each.names)} tensors")
-        found += [_told(each, each.blocks, here[:, column], column) for column in np.flatnonzero(here.any(axis=0))]
+        found += [_told(each, each.blocks, here[:, column], column) for column in np.flatnonzero(here.any(axis=0)).tolist()]
     return _first_of_each(found), tuple(looked_at)
 
 
@@ -67,8 +67,8 @@ def _of_steps(pair: Pair, place: int) -> list[_Series]:
     names = [name for name in _OF_STEPS if pair.has_step(name) and not (name == "loss" and place)]
     if "grad_norm" in names and "grad_norm_used" in names:
         names.remove("grad_norm_used")
-    tables = ((name, *(side[:, None] for side in pair.of_steps(name))) for name in names)
-    return [_Series(name, (None,), pair.steps, a, b) for name, a, b in tables]
+    tables = {name: pair.of_steps(name) for name in names}
+    return [_Series(name, (None,), pair.steps, a[:, None], b[:, None]) for name, (a, b) in tables.items()]
 
 
 def _of_tensors(pair: Pair) -> list[_Series]:
@@ -83,13 +83,13 @@ def _of_tensors(pair: Pair) -> list[_Series]:
 
 
 def _more_than_rounding(norms: Sequence[Array], pair: Pair) -> NDArray[np.intp]:
-    """The tensors with a gradient to speak of. That of an attention's key bias is zero but for rounding, in every run another."""
-    tells = np.ones(len(pair.names), np.bool_)
+    """The tensors with a gradient to speak of. That of an attention's key bias is zero but for rounding: other in every run."""
+    tells = np.zeros(len(pair.names), np.bool_)
     with np.errstate(all="ignore"):
         for values in norms:
             of_all = np.sqrt(np.nansum(values**2, axis=1, keepdims=True))
-            tells &= ~(known_median(values / of_all) < _LEAST_SHARE)
-    return np.flatnonzero(tells)
+            tells |= ~(known_median(values / of_all) < _LEAST_SHARE)
+    return np.flatnonzero(tells) if norms else np.arange(len(pair.names))
 
 
 def _broken(series: _Series) -> list[Parting]:
@@ -129,7 +129,7 @@ def _told(series: _Series, blocks: Blocks, believed: NDArray[np.bool_], column: 
 
 
 def _beginning(series: _Series, blocks: Blocks, first: int, column: int) -> int:
-    """The row at which the difference changed: in the first block that tells it or the one before, where two levels fit best."""
+    """The row at which the difference changed: in the first block that tells it or the one before, where two levels fit."""
     if not first:
         return 0
     rows = slice((first - 1) * blocks.width, (first + 1) * blocks.width)

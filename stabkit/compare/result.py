@@ -57,7 +57,7 @@ class Split:
         tensor_step: The first step from `step` on whose tensors both measured; None where there is none.
         tensors: The tensors that differ there in the first stage that does, the largest difference first.
         compared: How many tensors were compared.
-        size: The largest relative difference of that step, of a norm or the loss; of norms of tensors that of the middle tensor.
+        size: The largest relative difference of that step, of a norm or the loss; of the tensors that of the middle one.
         settings: What of the optimizer's settings differs at that step.
     """
 

@@ -1,4 +1,4 @@
-"""What was set differently: facts of the runs, the optimizers and their options, rates and other numbers of the groups, tensors."""
+"""What was set differently: facts of the runs, the optimizers and their options, rates and the like of groups, tensors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = ["settings_of"]
 _OF_SOURCES = {"taken", "guessed", "left", "text"}
 """Facts on how a log of another tool was read: no setting of the run."""
 _NAMES_SHOWN = 4
+_LIMITS = ("clip_max_norm", "clip_value")
 
 
 def settings_of(a: RunLog, b: RunLog, pairs: list[Pair]) -> list[Setting]:
@@ -43,7 +44,9 @@ def _of_runs(a: RunLog, b: RunLog) -> list[Setting]:
 
 def _said(facts: Mapping[str, Any], name: str) -> str:
     value = facts.get(name)
-    return "-" if value is None else {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
 
 
 def _of_optimizer(pair: Pair) -> Iterator[tuple[str, str, str, int | None]]:
@@ -53,7 +56,7 @@ def _of_optimizer(pair: Pair) -> Iterator[tuple[str, str, str, int | None]]:
         if x and y and x != y:
             yield name, x, y, None
     for name in dict.fromkeys([*a.options, *b.options]):
-        x, y = ({True: "on", False: "off"}.get(side.options.get(name), "-") for side in (a, b))  # type: ignore[arg-type]
+        x, y = (("on" if side.options[name] else "off") if name in side.options else "-" for side in (a, b))
         if x != y and (a.options and b.options):
             yield name.replace("_", " "), x, y, None
     groups = [max((values.shape[1] for values in side.group_values.values()), default=0) for side in (a, b)]
@@ -61,6 +64,17 @@ def _of_optimizer(pair: Pair) -> Iterator[tuple[str, str, str, int | None]]:
         yield "parameter groups", str(groups[0]), str(groups[1]), None
     for name in pair.group_names:
         yield from _of_groups(pair, name)
+    for name in _LIMITS:
+        yield from _of_limit(pair, name)
+
+
+def _of_limit(pair: Pair, name: str) -> Iterator[tuple[str, str, str, int | None]]:
+    """A limit of the clipping, which only a loop that clips has."""
+    a, b = pair.values(pair.a, name), pair.values(pair.b, name)
+    apart = np.flatnonzero((a != b) & ~(np.isnan(a) & np.isnan(b)))
+    if len(apart) and (_course(a), _course(b)) != ("-", "-") and (pair.a.source == pair.b.source):
+        x, y = ("none" if told == "-" else told for told in (_course(a), _course(b)))
+        yield name, x, y, int(pair.steps[apart[0]])
 
 
 def _of_groups(pair: Pair, name: str) -> Iterator[tuple[str, str, str, int | None]]:
@@ -91,18 +105,15 @@ def _course(values: Array) -> str:
 
 def _of_tensors(pair: Pair) -> Iterator[tuple[str, str, str]]:
     a, b = ({tensor.name: tensor for tensor in run.tensors} for run in (pair.a, pair.b))
-    if not a or not b:
-        if a or b:
-            yield "tensors", count(len(a), "tensor"), count(len(b), "tensor")
+    if not a or not b:  # a log without tensors says nothing of the model
         return
-    for x, y in ((a, b), (b, a)):
-        only = [name for name in x if name not in y]
-        if only:
-            told, none = f"{count(len(only), 'tensor')}: {listed(only, _NAMES_SHOWN)}", "-"
-            yield "tensors the other has not", *((told, none) if x is a else (none, told))
+    only = [[name for name in x if name not in y] for x, y in ((a, b), (b, a))]
+    if any(only):
+        told = [f"{count(len(names), 'tensor')}: {listed(names, _NAMES_SHOWN)}" if names else "-" for names in only]
+        yield "tensors the other has not", told[0], told[1]
     for what in ("shape", "dtype", "group", "trainable"):
         differs = [name for name in a if name in b and getattr(a[name], what) != getattr(b[name], what)]
         if differs:
-            values = [[str(getattr(side[name], what)) for name in differs[:1]][0] for side in (a, b)]
+            values = [str(getattr(side[differs[0]], what)) for side in (a, b)]
             more = f" and {len(differs) - 1:,} more" if len(differs) > 1 else ""
             yield f"{what} of {differs[0]}{more}", values[0], values[1]

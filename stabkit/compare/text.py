@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from stabkit.compare.result import Comparison, Parting, Setting, Side, Verdict
-from stabkit.compare.words import explained, headline, how_far
+from stabkit.compare.words import drawn, explained, headline, how_far, parted_at
 from stabkit.metric import Array
 from stabkit.report.downsample import Rows
 from stabkit.report.sparkline import course, places
@@ -21,8 +21,9 @@ __all__ = ["report"]
 
 _STYLE = {Verdict.PARTED: "bold yellow", Verdict.UNKNOWN: "bold yellow"}
 _PARTINGS_SHOWN, _SETTINGS_SHOWN = 8, 24
-_CURVES = ("loss", "grad_norm", "grad_norm_used", "lr")
 _WIDEST, _LEAST = 72, 8
+_NUMBERS = 54
+"""Characters of a line of the table before the tensor's name."""
 _MARK = "▲"
 
 Curve = tuple[Rows, Array]
@@ -54,7 +55,8 @@ def report(found: Comparison, a: RunLog, b: RunLog, console: Console) -> None:
 
 def _side(side: Side) -> str:
     steps = count(side.steps, "step")
-    return f"{printable(side.path or 'a run in memory')}: {steps}, {side.first} to {side.last}, recorded by {printable(side.source)}"
+    path, source = printable(side.path or "a run in memory"), printable(side.source)
+    return f"{path}: {steps}, {side.first} to {side.last}, recorded by {source}"
 
 
 def _settings(settings: Sequence[Setting], console: Console) -> None:
@@ -78,15 +80,20 @@ def _partings(partings: Sequence[Parting], looked_at: Sequence[str], console: Co
     heading(console, "Beyond noise")
     shown = partings[:_PARTINGS_SHOWN]
     tensors = any(each.tensor for each in shown)
-    titles = ("quantity", "steps", "A", "B", "noises")
-    table = columns(*titles, *(["tensor"] if tensors else []), right="steps A B noises")
+    titles = ("quantity", "steps", "A", "B", "noise")
+    table = columns(*titles, *(["tensor"] if tensors else []), right="steps A B noise")
     for each in shown:
         cells = [each.metric, f"{each.step}–{each.until}", _number(each.a), _number(each.b), how_far(each)]
-        table.add_row(*(Text(cell) for cell in cells), *([Text(shortened(printable(each.tensor or "")))] if tensors else []))
+        table.add_row(*(Text(cell) for cell in cells), *([Text(_fitting(each.tensor, console))] if tensors else []))
     show(console, table)
     if len(partings) > len(shown):
         hang(console, Text(f"and {len(partings) - len(shown)} more (--format json has them all)", "dim"))
     hang(console, Text(f"looked for in {listed(list(looked_at), 6)}", "dim"))
+
+
+def _fitting(tensor: str | None, console: Console) -> str:
+    """The name in what the numbers leave of a line."""
+    return shortened(printable(tensor or ""), min(max(console.width - _NUMBERS, 16), 60))
 
 
 def _number(value: float) -> str:
@@ -95,11 +102,8 @@ def _number(value: float) -> str:
 
 def _curves(found: Comparison, a: RunLog, b: RunLog, console: Console) -> None:
     """Two lines of characters for each quantity that both have, on one scale, over the steps that both have."""
-    step = found.split.step if found.split else found.partings[0].step if found.partings else None
-    step = None if found.verdict in (Verdict.SAME, Verdict.ROUNDING) else step
-    shown = [name for name in _CURVES if a.has(name) and b.has(name)]
-    if "grad_norm" in shown and "grad_norm_used" in shown:
-        shown.remove("grad_norm_used")
+    step = parted_at(found)
+    shown = drawn(found, a, b)
     curves = {name: tuple(_common(run, name, found) for run in (a, b)) for name in shown}
     curves = {name: sides for name, sides in curves.items() if all(len(steps) for steps, _ in sides)}
     ends = {name: [_ends(values) for _, values in sides] for name, sides in curves.items()}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from stabkit.compare.exact import ROUNDING
-from stabkit.compare.noise import LIMIT
 from stabkit.compare.result import Comparison, Parting, Split, Verdict
 from stabkit.report.words import count, listed, number, printable, shortened
+from stabkit.runlog import RunLog
 
-__all__ = ["about", "explained", "headline", "how_far", "tensors_told"]
+__all__ = ["about", "drawn", "explained", "headline", "how_far", "parted_at", "tensors_told"]
 
 _HEADLINES = {
     Verdict.SAME: "the same, number for number",
@@ -18,13 +18,14 @@ _HEADLINES = {
     Verdict.UNKNOWN: "they differ; too few steps in common to tell that from noise",
 }
 _WHERE = {
-    "weights": "the weights differ before it: something besides the optimizer wrote to them, such as a checkpoint that was loaded",
+    "weights": "the weights differ before it: something else wrote to them, such as a checkpoint that was loaded",
     "optimizer state": "the optimizer's state differs: it was reset, or loaded from elsewhere",
     "loss": "the loss differs: other data, or chance in the forward pass such as dropout",
     "gradients": "the gradients differ: the backward pass, clipping or loss scaling, or something that writes to gradients",
     "updates": "the updates differ: the optimizer or its settings",
 }
 _TENSORS_SHOWN = 4
+_CURVES = ("loss", "grad_norm", "grad_norm_used", "lr")
 
 
 def headline(found: Comparison) -> str:
@@ -76,7 +77,7 @@ def explained(found: Comparison) -> list[str]:
             said.append(f"The difference there is {number(split.size)} of the value: that of sums added in another order.")
     if found.looked_at and not found.partings and found.verdict is not Verdict.SAME:
         looked = listed(list(found.looked_at), 6)
-        said.append(f"No difference was more than {LIMIT:g} times the noise for long, in {looked}.")
+        said.append(f"No difference was larger than the noise for long, in {looked}.")
     return said
 
 
@@ -91,6 +92,23 @@ def tensors_told(split: Split) -> str:
     if len(split.tensors) == split.compared:
         return f"All {split.compared} tensors differ at once{later}; relative to their size most in {names}."
     return f"Of {split.compared} tensors {len(split.tensors)} differ{'s' if len(split.tensors) == 1 else ''}{later}: {names}."
+
+
+def parted_at(found: Comparison) -> int | None:
+    """The step to mark in a picture; None where there is none."""
+    if found.verdict is not Verdict.PARTED:
+        return None
+    return found.split.step if found.split else found.partings[0].step
+
+
+def drawn(found: Comparison, a: RunLog, b: RunLog) -> list[str]:
+    """The quantities of the whole step of which both runs' curves are worth showing."""
+    shown = [name for name in _CURVES if a.has(name) and b.has(name)]
+    if "grad_norm" in shown and "grad_norm_used" in shown:
+        shown.remove("grad_norm_used")
+    if "lr" in shown and not any(setting.name.split(",")[0].endswith("lr") for setting in found.settings):
+        shown.remove("lr")
+    return shown
 
 
 def how_far(parting: Parting) -> str:

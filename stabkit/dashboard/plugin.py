@@ -25,7 +25,7 @@ _JAVASCRIPT, _CSS, _JSON = "text/javascript", "text/css", "application/json"
 _ASSETS = {
     **{name: ("stabkit.dashboard", "static", name) for name in (
         "index.js", "tab.js", "ask.js", "compare.js", "runs.js", "findings.js", "map.js", "tensor.js", "style.css")},
-    **{name: ("stabkit.report", "page", name) for name in ("chart.js", "heatmap.js", "page.css")},
+    **{name: ("stabkit.report", "page", name) for name in ("chart.js", "heatmap.js", "curves.js", "page.css")},
 }  # fmt: skip
 _NUMBERS = {"tensor": ("optimizer", "row")}
 

@@ -12,9 +12,8 @@ import numpy as np
 from stabkit.analyzers import ANALYZERS, analyze
 from stabkit.errors import UsageError
 from stabkit.finding import Diagnosis, Finding, Status
-from stabkit.metric import METRICS, Array
+from stabkit.metric import METRICS
 from stabkit.report import figures
-from stabkit.report.downsample import keep
 from stabkit.report.heatmap import heatmap, modules
 from stabkit.report.json import encodable, finding_as_data
 from stabkit.report.movers import LEAD, LIMIT, PAST, movers
@@ -27,7 +26,6 @@ __all__ = ["view"]
 _FINDINGS, _EVIDENCE, _MOVERS, _NAMES = 100, 24, 6, 300
 _POINTS = 800
 _CURVES = ("grad_norm", "grad_norm_used", "update_ratio", "rms_ratio", "exp_avg_sq_mean", "weight_norm", "grad_absmax")
-_DECADES = 1.5
 
 Question = Mapping[str, Any]
 
@@ -66,6 +64,7 @@ def _verdict(question: Question) -> Any:
     return {
         "steps": diagnosis.steps,
         "amounts": amounts(found),
+        "quantity": figures.telling(diagnosis),
         "looked": [able, asked],
         "findings": [_told(finding) for finding in found[:_FINDINGS]],
         "more": max(len(found) - _FINDINGS, 0),
@@ -121,19 +120,11 @@ def _tensor(question: Question) -> Any:
 
 
 def _curve(run: RunLog, metric: str, tensor: str) -> dict[str, Any] | None:
-    series = run.series(metric, tensor)
-    rows = series.steps > 0
-    steps, values = series.steps[rows], series.values[rows]
-    if not np.isfinite(values).any():
+    drawn = figures.curve(run.series(metric, tensor), _POINTS)
+    if not np.isfinite(drawn["values"]).any():
         return None
-    kept = keep(values, _POINTS)
     about = {"metric": metric, "tensor": "", "definition": METRICS[metric, "tensor"].definition, "marks": []}
-    return about | {"log": _is_wide(values), "steps": steps[kept].tolist(), "values": values[kept].tolist()}
-
-
-def _is_wide(values: Array) -> bool:
-    known = values[np.isfinite(values)]
-    return bool(len(known) and known.min() > 0 and np.log10(known.max() / known.min()) > _DECADES)
+    return about | drawn
 
 
 def _rule(question: Question) -> Any:

@@ -7,6 +7,7 @@ a browser. Long series come with their extremes kept.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from stabkit.metric import METRICS, Array
 from stabkit.report.downsample import keep
 from stabkit.report.heatmap import QUANTITIES, heatmap
 from stabkit.report.movers import between
-from stabkit.runlog import RunLog
+from stabkit.runlog import RunLog, Series
 
-__all__ = ["evidence", "figures", "timeline"]
+__all__ = ["curve", "evidence", "figures", "telling", "timeline"]
 
 _POINTS, _POINTS_OF_EVIDENCE = 1800, 600
 _SERIES = {"loss": "Loss", "grad_norm": "Gradient norm", "grad_norm_used": "Gradient norm, as used", "lr": "Learning rate"}
@@ -40,13 +41,13 @@ def figures(run: RunLog, diagnosis: Diagnosis) -> dict[str, Any]:
     maps = (heatmap(run.optimizer(index)) for index in range(len(run.streams)))
     return {
         "timeline": timeline(run, diagnosis),
-        "quantity": _telling(diagnosis),
+        "quantity": telling(diagnosis),
         "heatmaps": [found for found in maps if found],
         "evidence": [evidence(run, finding) for finding in diagnosis.findings],
     }
 
 
-def _telling(diagnosis: Diagnosis) -> str:
+def telling(diagnosis: Diagnosis) -> str:
     """The quantity of the heatmap that the worst finding is about."""
     for item in (item for finding in diagnosis.findings[:1] for item in finding.evidence):
         if item.metric in QUANTITIES or item.metric.startswith("grad_"):
@@ -76,10 +77,24 @@ def _band(number: int, finding: Finding) -> dict[str, Any]:
 
 
 def _line(run: RunLog, metric: str) -> dict[str, Any]:
-    series = run.series(metric)
-    kept = keep(series.values, _POINTS)
-    about = {"metric": metric, "label": _SERIES[metric], "log": metric != "lr" and _is_wide(series.values)}
-    return {**about, "steps": series.steps[kept].tolist(), "values": _numbers(series.values[kept])}
+    drawn = curve(run.series(metric), _POINTS)
+    return {"metric": metric, "label": _SERIES[metric], **drawn, "log": metric != "lr" and drawn["log"]}
+
+
+def curve(series: Series, most: int) -> dict[str, Any]:
+    """What there is to draw of a series, its extremes kept; the weights at entry (step 0) are no step.
+
+    Args:
+        series: One quantity over the steps.
+        most: About how many points.
+
+    Returns:
+        "log" (whether a logarithmic axis shows more), "steps" and "values".
+    """
+    rows = series.steps > 0
+    steps, values = series.steps[rows], series.values[rows]
+    kept = keep(values, most)
+    return {"log": _is_wide(values), "steps": steps[kept].tolist(), "values": _numbers(values[kept])}
 
 
 def evidence(run: RunLog, finding: Finding) -> list[dict[str, Any]]:
@@ -114,15 +129,13 @@ def _plot(run: RunLog, finding: Finding, item: Evidence) -> dict[str, Any] | Non
         except (StabkitError, KeyError):  # a quantity that the rule derived by itself
             continue
         rows = (series.steps >= finding.first_step - around) & (series.steps <= finding.last_step + around) & (series.steps > 0)
-        steps, values = series.steps[rows], series.values[rows]
-        if np.sum(np.isfinite(values)) < 2:
+        series = replace(series, steps=series.steps[rows], values=series.values[rows])
+        if np.sum(np.isfinite(series.values)) < 2:
             continue
-        kept = keep(values, _POINTS_OF_EVIDENCE)
         known = METRICS.get((item.metric, "tensor" if item.tensor else "step")) or METRICS.get((item.metric, "group"))
         about = {"metric": item.metric, "tensor": item.tensor or "", "definition": known.definition if known else ""}
         where = {"first": finding.first_step, "last": finding.last_step, "severity": str(finding.severity)}
-        line = {"log": _is_wide(values), "steps": steps[kept].tolist(), "values": _numbers(values[kept])}
-        return {**about, **where, **line, "marks": _marks([item])}
+        return {**about, **where, **curve(series, _POINTS_OF_EVIDENCE), "marks": _marks([item])}
     return None
 
 

@@ -7,17 +7,15 @@ anything and to run any script but these.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Iterable, Sequence
 from math import isinf
 
 from stabkit.finding import Diagnosis, Finding, Severity, Status
-from stabkit.report.escape import data, markup
+from stabkit.report.escape import markup
 from stabkit.report.figures import figures
 from stabkit.report.info import extent, facts, kind, marks
 from stabkit.report.movers import AFTER, LEAD, LIMIT, PAST, Mover, movers
+from stabkit.report.shell import document, name_of, notice, section, table
 from stabkit.report.sparkline import SIGN
 from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
 from stabkit.report.words import count, listed, number, share, shortened
@@ -40,52 +38,14 @@ def page(run: RunLog, diagnosis: Diagnosis, left_out: int = 0) -> str:
     drawn = figures(run, diagnosis)
     sections = (
         _verdict(diagnosis, left_out),
-        _section("timeline", "The run", '<figure id="timeline" class="chart"></figure>' + _notice()) if len(run.steps) else "",
+        section("timeline", "The run", '<figure id="timeline" class="chart"></figure>' + notice()) if len(run.steps) else "",
         _heatmaps(bool(drawn["heatmaps"])),
         _first_movers(*movers(run, diagnosis)),
         _findings(diagnosis.findings),
         _checked(diagnosis, left_out),
         _facts(run, diagnosis),
     )
-    style, scripts = _asset("page.css"), [_asset(name) for name in _SCRIPTS]
-    allowed = " ".join(_hash(script) for script in scripts)
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {allowed}; base-uri 'none'; form-action 'none'"
-    name = run.path or "this run"
-    return "".join((
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
-        f'<meta http-equiv="Content-Security-Policy" content="{markup(policy)}">\n',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        '<meta name="color-scheme" content="light dark">\n<meta name="generator" content="stabkit">\n',
-        f"<title>{markup(shortened(name, 120))} · stabkit</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n",
-        *sections,
-        "</main>\n",
-        f'<script type="application/json" id="figures">{data(drawn)}</script>\n',
-        *(f"<script>{script}</script>\n" for script in scripts),
-        "</body>\n</html>\n",
-    ))  # fmt: skip
-
-
-def _asset(name: str) -> str:
-    return (files("stabkit.report") / "page" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _name(text: str) -> str:
-    """A tensor's name: cut in the middle where it is very long, whole in its title."""
-    short = shortened(text, 120)
-    title = f' title="{markup(text)}"' if short != text else ""
-    return f"<code{title}>{markup(short)}</code>"
-
-
-def _section(identity: str, title: str, *inside: str) -> str:
-    return f'<section id="s-{identity}">\n<h2>{title}</h2>\n{"".join(inside)}\n</section>\n'
-
-
-def _notice() -> str:
-    return "<noscript><p class=\"quiet\">The pictures need JavaScript; all findings and their numbers are below.</p></noscript>"
+    return document(run.path or "this run", sections, drawn, _SCRIPTS)
 
 
 def _severity(severity: Severity) -> str:
@@ -98,7 +58,7 @@ def _verdict(diagnosis: Diagnosis, left_out: int) -> str:
     apart = f"; {left_out} not asked" if left_out else ""
     coverage = f"{able} of the {count(asked, 'rule')} about this run looked{missed}{apart}."
     steps = f'<span class="quiet"> · {count(diagnosis.steps, "step")}</span>'
-    name = f'<p class="run">{_name(diagnosis.path or "this run")}{steps}</p>'
+    name = f'<p class="run">{name_of(diagnosis.path or "this run")}{steps}</p>'
     if not diagnosis.findings:
         good = able > 0
         title = "Nothing was found." if good else "This run could not be judged."
@@ -124,8 +84,8 @@ def _sentence(text: str) -> str:
 def _heatmaps(any_drawn: bool) -> str:
     if not any_drawn:
         said = '<p class="quiet">Nothing was recorded per tensor, so there is no picture of the tensors.</p>'
-        return _section("tensors", "The tensors", said)
-    return _section("tensors", "The tensors", '<div id="heatmap"></div>')
+        return section("tensors", "The tensors", said)
+    return section("tensors", "The tensors", '<div id="heatmap"></div>')
 
 
 def _first_movers(finding: Finding | None, ranking: Sequence[Mover]) -> str:
@@ -140,13 +100,13 @@ def _first_movers(finding: Finding | None, ranking: Sequence[Mover]) -> str:
     about = f'<p class="quiet">Before and around {what}. {how}</p>'
     if finding.first_step <= LEAD + 8:
         early = f'<p class="quiet">{what} came too early: no tensor had a past to be held against.</p>'
-        return _section("movers", "Who moved first", early)
+        return section("movers", "Who moved first", early)
     if not ranking:
-        return _section("movers", "Who moved first", about, "<p>No tensor did.</p>")
+        return section("movers", "Who moved first", about, "<p>No tensor did.</p>")
     shown = ranking[:_MOVERS_SHOWN]
-    table = _table({
+    ranks = table({
         ("", ' class="quiet"'): [str(place) for place in range(1, len(shown) + 1)],
-        ("tensor", ""): [_name(mover.tensor) for mover in shown],
+        ("tensor", ""): [name_of(mover.tensor) for mover in shown],
         ("step", ' class="n"'): [str(mover.step) for mover in shown],
         ("quantity", ""): [markup(mover.label) for mover in shown],
         ("usual", ' class="n"'): [number(mover.usual) for mover in shown],
@@ -155,7 +115,7 @@ def _first_movers(finding: Finding | None, ranking: Sequence[Mover]) -> str:
     })  # fmt: skip
     more = len(ranking) - _MOVERS_SHOWN
     rest = f'<p class="quiet">and {count(more, "more tensor")}</p>' if more > 0 else ""
-    return _section("movers", "Who moved first", about, table, rest)
+    return section("movers", "Who moved first", about, ranks, rest)
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -173,7 +133,7 @@ def _findings(findings: Sequence[Finding]) -> str:
         f'<p class="quiet">and {count(len(steps), "more finding")} of {markup(rule)}, at steps {listed(steps, 12)}</p>'
         for rule, steps in more.items()
     )
-    return _section("findings", "Findings", *cards, rest)
+    return section("findings", "Findings", *cards, rest)
 
 
 def _card(place: int, finding: Finding) -> str:
@@ -204,11 +164,11 @@ def _batches(finding: Finding) -> str:
 
 def _names(names: Sequence[str]) -> str:
     """The first few names; the others fold out."""
-    shown = ", ".join(_name(name) for name in names[:_TENSORS_SHOWN])
+    shown = ", ".join(name_of(name) for name in names[:_TENSORS_SHOWN])
     rest = names[_TENSORS_SHOWN:]
     if not rest:
         return shown
-    folded = ", ".join(_name(name) for name in rest)
+    folded = ", ".join(name_of(name) for name in rest)
     return f"{shown} <details><summary>and {len(rest):,} more</summary>{folded}</details>"
 
 
@@ -228,22 +188,12 @@ def _evidence(finding: Finding) -> str:
         ("step", ' class="n"'): ["" if item.step is None else str(item.step) for item in shown],
         ("observed", ' class="n"'): [number(item.observed) for item in shown],
         ("expected", ' class="n"'): [number(item.expected) for item in shown],
-        ("tensor", ""): [_name(item.tensor) if item.tensor else "" for item in shown],
+        ("tensor", ""): [name_of(item.tensor) if item.tensor else "" for item in shown],
         ("note", ""): [markup(item.note) for item in shown],
     }
     more = len(finding.evidence) - len(shown)
     rest = f'<p class="quiet">and {count(more, "more number")}</p>' if more > 0 else ""
-    return _table({title: cells for title, cells in columns.items() if any(cells)}) + rest
-
-
-def _table(columns: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    """A table of finished markup, given by columns: (title, attributes) -> cells."""
-    head = "".join(f"<th{attributes}>{title}</th>" for title, attributes in columns)
-    rows = "".join(
-        f"<tr>{''.join(f'<td{attributes}>{cell}</td>' for (_, attributes), cell in zip(columns, row, strict=True))}</tr>"
-        for row in zip(*columns.values(), strict=True)
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return table({title: cells for title, cells in columns.items() if any(cells)}) + rest
 
 
 def _consequences(consequences: Sequence[Finding]) -> str:
@@ -273,7 +223,7 @@ def _checked(diagnosis: Diagnosis, left_out: int) -> str:
         parts.append(("Not about this run", f'<p class="quiet">{_rules(o.rule + " " + o.name for o in absent)}</p>'))
     if left_out:
         parts.append(("Not asked", f"<p>{count(left_out, 'rule')}</p>"))
-    return _section("checked", "What was checked", *(f"<h3>{title}</h3>{text}" for title, text in parts))
+    return section("checked", "What was checked", *(f"<h3>{title}</h3>{text}" for title, text in parts))
 
 
 def _rules(names: Iterable[str]) -> str:
@@ -296,4 +246,4 @@ def _facts(run: RunLog, diagnosis: Diagnosis) -> str:
         for title, items in (("Marks", marks(run)), ("Notes on the log", list(diagnosis.notes)))
         if items
     )
-    return _section("facts", "Facts", f"<dl>{rows}</dl>", lists)
+    return section("facts", "Facts", f"<dl>{rows}</dl>", lists)

@@ -1,5 +1,5 @@
 // The Stability tab. TensorBoard loads this into a frame of its own and calls render().
-const SCRIPTS = ["chart.js", "heatmap.js"], STYLES = ["page.css", "style.css"];
+const SCRIPTS = ["chart.js", "heatmap.js", "curves.js"], STYLES = ["page.css", "style.css"];
 
 const load = (tag, attributes) => new Promise((resolve, reject) => {
   const element = Object.assign(document.createElement(tag), attributes);

@@ -123,11 +123,9 @@ export class Tab {
 
   // The heatmap opens with the quantity that the worst finding is about.
   prefer() {
-    const worst = this.verdict && this.verdict.findings[0];
-    if (!worst || !this.map) return;
-    const shown = new Set(this.map.figure.quantities.map((each) => each.metric));
-    const about = worst.evidence.map((item) => item.metric).find((metric) => shown.has(metric) || metric.startsWith("grad_"));
-    if (about) this.map.prefer(shown.has(about) ? about : "grad_norm");
+    if (!this.map || !this.verdict || !this.verdict.findings.length) return;
+    const told = this.verdict.quantity;
+    if (this.map.figure.quantities.some((each) => each.metric === told)) this.map.prefer(told);
   }
 
   takeMaps(figures) {
