@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from stabkit.finding import Finding, Severity
 from stabkit.runlog import RunLog
 
-__all__ = ["Analyzer", "NoOccasion", "NotApplicable", "Rule", "Thresholds", "found"]
+__all__ = ["Analyzer", "NoOccasion", "NotApplicable", "Rule", "Thresholds", "found", "in_plain_digits"]
+
+_POWERS = re.compile(r"(?<![\w.])\d(?:\.\d+)?e\+0[1-5](?![\w.]*\w)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,5 +77,12 @@ class Analyzer(Protocol):
 
 
 def found(rule: Rule, **details: Any) -> Finding:
-    """A finding of this rule, at the rule's own severity unless another is given."""
-    return Finding(rule=rule.code, name=rule.name, **{"severity": rule.severity, **details})
+    """A finding of this rule, at the rule's own severity unless another is given; its texts as people write numbers."""
+    texts = {name: in_plain_digits(details[name]) for name in ("message", "advice") if name in details}
+    seen = tuple(replace(item, note=in_plain_digits(item.note)) for item in details.get("evidence", ()))
+    return Finding(rule=rule.code, name=rule.name, **{"severity": rule.severity, **details, **texts, "evidence": seen})
+
+
+def in_plain_digits(text: str) -> str:
+    """The text with numbers such as 1.3e+02, as Python writes 130 with two digits, written out up to 100,000."""
+    return _POWERS.sub(lambda power: f"{float(power[0]):.0f}", text)

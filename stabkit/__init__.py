@@ -25,6 +25,7 @@ if (_checkout / "setup.cfg").is_file() and (_checkout / "hooks" / "__init__.py")
 if TYPE_CHECKING:
     from stabkit.analyzers import analyze
     from stabkit.finding import Diagnosis, Finding, Severity
+    from stabkit.notebook import plot
     from stabkit.runlog import RunLog
     from stabkit.sources import load
     from stabkit.watch import watch
@@ -34,12 +35,13 @@ _HOME = {
     "load": "stabkit.sources",
     "RunLog": "stabkit.runlog",
     "analyze": "stabkit.analyzers",
+    "plot": "stabkit.notebook",
     "Diagnosis": "stabkit.finding",
     "Finding": "stabkit.finding",
     "Severity": "stabkit.finding",
 }
 
-__all__ = ["Diagnosis", "Finding", "RunLog", "Severity", "__version__", "analyze", "load", "watch"]
+__all__ = ["Diagnosis", "Finding", "RunLog", "Severity", "__version__", "analyze", "load", "plot", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 ROOMS = {
     *("metric", "errors", "beside", "finding", "runlog", "hooks", "analyzers"),
-    *("sources", "report", "compare", "dashboard", "live", "watch", "demo", "cli"),
+    *("sources", "report", "compare", "dashboard", "live", "watch", "notebook", "demo", "cli"),
 }
 ALWAYS = {"metric", "errors", "__version__"}
 ARROWS = {
@@ -28,6 +28,7 @@ ARROWS = {
     "dashboard": {"beside", "report", "analyzers", "finding", "runlog"},
     "live": {"beside", "analyzers", "finding", "report", "runlog"},
     "watch": {"hooks", "runlog", "dashboard", "live", "finding"},
+    "notebook": {"report", "analyzers", "finding", "runlog"},
     "demo": {"watch", "load", "analyze"},
     "cli": ROOMS - {"hooks", "cli"},
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from stabkit.report.words import printable
 
-__all__ = ["data", "markup"]
+__all__ = ["data", "framed", "markup"]
 
 _IN_SCRIPTS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\x7f": "\\u007f"})
 
@@ -20,6 +20,13 @@ _IN_SCRIPTS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\x
 def markup(text: object) -> str:
     """The text for the inside of an element or of a quoted attribute."""
     return html.escape(printable(str(text)), quote=True)
+
+
+def framed(page: str, height: int) -> str:
+    """A whole page as a frame within another page: its scripts run, and reach nothing outside of the frame."""
+    inside = html.escape(page, quote=True)
+    style = f"width: 100%; height: {int(height)}px; border: 0"
+    return f'<iframe sandbox="allow-scripts" style="{style}" title="stabkit" srcdoc="{inside}"></iframe>'
 
 
 def data(value: Any) -> str:

@@ -17,7 +17,7 @@ from stabkit.report.info import extent, facts, kind, marks
 from stabkit.report.movers import AFTER, LEAD, LIMIT, PAST, Mover, movers
 from stabkit.report.shell import document, name_of, notice, section, table
 from stabkit.report.sparkline import SIGN
-from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
+from stabkit.report.verdict import amounts, batches, by_reason, looked, no_occasion, restart, when
 from stabkit.report.words import count, listed, number, share, shortened
 from stabkit.runlog import RunLog
 
@@ -140,7 +140,7 @@ def _card(place: int, finding: Finding) -> str:
     where = _names(finding.tensors)
     rows = [
         ("where", where),
-        ("batch", markup(_batches(finding))),
+        ("batch", markup(batches(finding))),
         ("restart", markup(restart(finding.last_good_step)))
         if finding.last_good_step is not None and finding.severity > Severity.INFO
         else ("", ""),
@@ -156,10 +156,6 @@ def _card(place: int, finding: Finding) -> str:
         f"<h3>{markup(_sentence(finding.message))}</h3>"
         f'<div class="plots" data-finding="{place - 1}"></div>{_evidence(finding)}<dl>{told}</dl></article>\n'
     )
-
-
-def _batches(finding: Finding) -> str:
-    return "; ".join(f"step {step}: {listed(list(names), 6)}" for step, names in finding.batches.items())
 
 
 def _names(names: Sequence[str]) -> str:

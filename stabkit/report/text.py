@@ -14,7 +14,7 @@ from rich.text import Text
 from stabkit.finding import Diagnosis, Finding, Severity, Status
 from stabkit.report.sparkline import sparkline
 from stabkit.report.terminal import columns, hang, heading, show
-from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
+from stabkit.report.verdict import amounts, batches, by_reason, looked, no_occasion, restart, when
 from stabkit.report.words import count, listed, number, printable, share, shortened
 from stabkit.runlog import RunLog
 
@@ -106,6 +106,8 @@ def _finding(finding: Finding, console: Console, said: set[str]) -> None:
         console.print()
     if finding.tensors:
         _labelled("where", listed([shortened(printable(name)) for name in finding.tensors], _TENSORS_SHOWN), console)
+    if finding.batches:
+        _labelled("batch", printable(batches(finding)), console)
     if finding.last_good_step is not None and finding.severity > Severity.INFO:  # information asks for no restart
         _labelled("restart", restart(finding.last_good_step), console)
     if finding.advice:
@@ -144,15 +146,20 @@ def _evidence(finding: Finding, console: Console) -> None:
 
 
 def _consequences(consequences: Sequence[Finding], console: Console, indent: int) -> None:
-    """What a finding led to, a line each; what that led to stands further to the right."""
-    for i, finding in enumerate(consequences[:_CONSEQUENCES_SHOWN]):
+    """What a finding led to, a line each; what that led to stands further to the right. Errors are always among those shown."""
+    shown = [each for i, each in enumerate(consequences) if i < _CONSEQUENCES_SHOWN or _holds_error(each)]
+    for i, finding in enumerate(shown):
         label = Text("  led to", "dim") if i == 0 and indent == _LABEL else ""
         line = Text(f"{printable(finding.rule)} {printable(finding.name)}", _STYLE[finding.severity], end="")
         line = Text.assemble(line, f" at step {finding.first_step}: {printable(finding.message)}")
         hang(console, line, label, indent)
         _consequences(finding.consequences, console, indent + 2)
-    if len(consequences) > _CONSEQUENCES_SHOWN:
-        hang(console, Text(f"and {len(consequences) - _CONSEQUENCES_SHOWN} more", "dim"), indent=indent)
+    if len(consequences) > len(shown):
+        hang(console, Text(f"and {len(consequences) - len(shown)} more", "dim"), indent=indent)
+
+
+def _holds_error(finding: Finding) -> bool:
+    return finding.severity is Severity.ERROR or any(_holds_error(each) for each in finding.consequences)
 
 
 def _could_not_look(diagnosis: Diagnosis, console: Console) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stabkit.finding import Finding, Outcome, Severity, State, Status
-from stabkit.report.words import count, span
+from stabkit.report.words import count, listed, span
 
-__all__ = ["amounts", "by_reason", "looked", "no_occasion", "restart", "when"]
+__all__ = ["amounts", "batches", "by_reason", "looked", "no_occasion", "restart", "when"]
 
 
 def amounts(findings: Sequence[Finding]) -> str:
@@ -39,11 +39,17 @@ def no_occasion(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def when(finding: Finding) -> str:
-    """Such as "steps 5–37, worst at 12, recovered"."""
-    worst = finding.event_step
-    peak = f", worst at {worst}" if worst not in (None, finding.first_step) else ""
+    """Such as "steps 5–37, worst at 12, recovered"; what a rule tells once it has lasted began before its first step."""
+    event = finding.event_step
+    peak = "" if event in (None, finding.first_step) else f", worst at {event}"
+    peak = f", begun at {event}" if event is not None and event < finding.first_step else peak
     state = "ongoing at the end" if finding.state is State.ONGOING else "recovered"
     return f"{span(finding.first_step, finding.last_step)}{peak}, {state}"
+
+
+def batches(finding: Finding) -> str:
+    """What the user called the batches of its steps; "" where nothing was told."""
+    return "; ".join(f"step {step}: {listed(list(names), 6)}" for step, names in finding.batches.items())
 
 
 def restart(last_good_step: int) -> str:

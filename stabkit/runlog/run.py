@@ -181,6 +181,15 @@ class RunLog:
         known = (metric, "layer") in METRICS
         return {name.removeprefix(prefix): of for name, of in self.scalars.items() if known and name.startswith(prefix)}
 
+    def plot(self, *metrics: str, tensor: str | None = None, height: int | None = None) -> Any:
+        """The run for a notebook to show: the report, or given names of quantities their curves.
+
+        Arguments, result and errors: `stabkit.notebook.plot`.
+        """
+        import stabkit  # the front door: a log knows nothing of what draws it
+
+        return stabkit.plot(self, *metrics, tensor=tensor, height=height)
+
     @property
     def _name(self) -> str:
         return self.path or "this run"

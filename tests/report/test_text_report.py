@@ -99,6 +99,32 @@ def test_a_terminal_gets_colours_and_the_same_words(draw: Any, broken: Any) -> N
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == draw(report, broken, width=120)
 
 
+@pytest.mark.parametrize("place", [3, 5])
+def test_an_error_among_the_consequences_is_always_shown(draw: Any, make: Any, place: int) -> None:
+    led = [make.finding(rule=f"SK50{i}", name="x", message=f"consequence {i}") for i in range(6)]
+    deep = make.finding(rule="SK301", name="nonfinite-value", severity=Severity.ERROR, message="3 NaN in head.weight")
+    for worst in (replace(led[place], severity=Severity.ERROR), replace(led[place], consequences=(deep,))):
+        of_all = (*led[:place], worst, *led[place + 1 :])
+        text = draw(report, make.diagnosis(make.outcome("SK1", "x", Status.FOUND, "", make.finding(consequences=of_all))))
+        assert [i for i in range(6) if f"consequence {i}" in text] == [0, 1, 2, place]
+        assert ("3 NaN in head.weight" in text) == bool(worst.consequences)
+        assert "and 2 more" in text
+
+
+def test_the_batches_of_a_finding_are_named(draw: Any, make: Any) -> None:
+    seen = make.finding(batches={7: ("shard3/12", "shard3/13"), 9: ("\x1b[31m",)})
+    text = draw(report, make.diagnosis(make.outcome("SK201", "loss-spike", Status.FOUND, "", seen)))
+    assert "  batch    step 7: shard3/12, shard3/13; step 9: \\x1b[31m\n" in text
+    assert "  batch" not in draw(report, make.diagnosis(make.outcome("SK201", "x", Status.FOUND, "", make.finding())))
+
+
+def test_a_worst_step_before_the_first_is_where_it_began(draw: Any, make: Any) -> None:
+    """SK302 fires when growth has lasted, and tells the step at which it began."""
+    grown = make.finding(first_step=41, last_step=150, event_step=1)
+    text = draw(report, make.diagnosis(make.outcome("SK302", "x", Status.FOUND, "", grown)))
+    assert "steps 41–150, begun at 1, ongoing at the end" in text
+
+
 def test_a_healthy_run_is_one_line(draw: Any, make: Any) -> None:
     healthy = make.diagnosis(*(make.outcome(f"SK{i}", "x") for i in range(101, 111)))
     assert draw(report, healthy) == "runs/a: clear — 10 of 10 rules looked, 400 steps\n"
