@@ -78,9 +78,10 @@ class Analyzer(Protocol):
 
 def found(rule: Rule, **details: Any) -> Finding:
     """A finding of this rule, at the rule's own severity unless another is given; its texts as people write numbers."""
-    texts = {name: in_plain_digits(details[name]) for name in ("message", "advice") if name in details}
+    texts: dict[str, Any] = {n: in_plain_digits(details[n]) for n in ("message", "advice") if n in details}
     seen = tuple(replace(item, note=in_plain_digits(item.note)) for item in details.get("evidence", ()))
-    return Finding(rule=rule.code, name=rule.name, **{"severity": rule.severity, **details, **texts, "evidence": seen})
+    told: dict[str, Any] = {"severity": rule.severity, **details, **texts, "evidence": seen}
+    return Finding(rule=rule.code, name=rule.name, **told)
 
 
 def in_plain_digits(text: str) -> str:

@@ -136,14 +136,18 @@ class _Outputs:
         self._log.scalars(step, values, ahead)
         self._guarded(lambda dashboard: dashboard.scalars(step, values))
 
+    def finding(self, finding: Finding) -> None:
+        self._guarded(lambda dashboard: dashboard.finding(finding))
+
     def flush(self) -> None:
         self._guarded(lambda dashboard: dashboard.flush())
 
     def close(self, ended_by: str | None) -> None:
-        try:
-            self._log.close(ended_by)
-        finally:
-            self._guarded(lambda dashboard: dashboard.close())
+        self._log.close(ended_by)
+
+    def close_dashboard(self) -> None:
+        """After the last findings, which come when the log is closed."""
+        self._guarded(lambda dashboard: dashboard.close())
 
     def _guarded(self, act: Any) -> None:
         if self._dashboard is None:
@@ -242,13 +246,19 @@ def watch(
             if verdicts:
                 verdicts.finish()  # now that the log is closed, for some rules wait for that
         finally:
+            if outputs:
+                outputs.close_dashboard()
             if lock is not None:
                 os.close(lock)
 
 
 def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Outputs) -> Verdicts | None:
+    def tell(finding: Finding) -> None:
+        outputs.finding(finding)
+        on_finding(finding)
+
     try:
-        return Verdicts(directory, on_finding, outputs.event)
+        return Verdicts(directory, tell, outputs.event)
     except Exception as error:
         _warn(f"there will be no live verdicts ({type(error).__name__}: {error}); `stabkit analyze` judges the run afterwards")
         return None

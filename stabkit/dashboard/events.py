@@ -10,18 +10,28 @@ import os
 import re
 import socket
 import struct
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING
 
-__all__ = ["EventFile", "ScalarEncoder", "clean_tag", "encode_event", "encode_restart", "encode_text_tensor"]
+__all__ = [
+    "EventFile",
+    "ScalarEncoder",
+    "clean_tag",
+    "encode_event",
+    "encode_histogram",
+    "encode_restart",
+    "encode_text_tensor",
+]
 
 _EVENT_WALL_TIME, _EVENT_STEP, _EVENT_FILE_VERSION, _EVENT_SUMMARY = b"\x09", b"\x10", b"\x1a", b"\x2a"
 _EVENT_SESSION_START = b"\x3a\x02\x08\x01"
@@ -58,7 +68,7 @@ class EventFile:
     def __init__(self, directory: Path) -> None:
         host = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "localhost"
         name = f"events.out.tfevents.{int(time.time())}.{host}.{os.getpid()}.stabkit"
-        self._size = 0
+        self._size, self._lock = 0, threading.Lock()
         self._file = -1
         self.path = directory / name
         attempt = 0
@@ -80,18 +90,19 @@ class EventFile:
         self.write(_EVENT_WALL_TIME + struct.pack("<d", time.time()) + _field(_EVENT_FILE_VERSION, b"brain.Event:2"))
 
     def write(self, event: bytes) -> None:
-        """Append one encoded event. On OSError (a full disk) the file keeps its last whole record."""
+        """Append one encoded event, from any thread. On OSError (a full disk) the file keeps its last whole record."""
         length = struct.pack("<Q", len(event))
         record = b"".join((length, _masked_checksum(length), event, _masked_checksum(event)))
-        try:
-            written = os.write(self._file, record)
-            while written < len(record):
-                written += os.write(self._file, record[written:])
-        except OSError:
-            if self._file >= 0:
-                os.ftruncate(self._file, self._size)
-            raise
-        self._size += len(record)
+        with self._lock:
+            try:
+                written = os.write(self._file, record)
+                while written < len(record):
+                    written += os.write(self._file, record[written:])
+            except OSError:
+                if self._file >= 0:
+                    os.ftruncate(self._file, self._size)
+                raise
+            self._size += len(record)
 
     def close(self) -> None:
         """Close the file; a second call does nothing, a later write raises OSError."""
@@ -143,6 +154,16 @@ def encode_text_tensor(tag: str, content: bytes, plugin: str) -> bytes:
     tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[content])
     summary = Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
     return bytes(summary.SerializeToString())
+
+
+def encode_histogram(tag: str, bins: NDArray[np.float64], description: str) -> bytes:
+    """A summary with one histogram: [bins, 3] of left edge, right edge and count."""
+    plugin = SummaryMetadata.PluginData(plugin_name="histograms")
+    metadata = SummaryMetadata(summary_description=description, plugin_data=plugin)
+    sizes = [TensorShapeProto.Dim(size=size) for size in bins.shape]
+    content = np.ascontiguousarray(bins, dtype="<f8").tobytes()
+    tensor = TensorProto(dtype=DT_DOUBLE, tensor_shape=TensorShapeProto(dim=sizes), tensor_content=content)
+    return bytes(Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)]).SerializeToString())
 
 
 def clean_tag(name: str) -> str:

@@ -7,6 +7,8 @@
 - `modules/grad_norm/`, `modules/update_ratio/`, `modules/rms_ratio/`, then the module: tensors are merged into at most
   16 of them. Where the gradient before clipping is not known, `modules/grad_norm_used/` replaces `modules/grad_norm/`.
 - `user/`: the user's own numbers.
+- Histograms `tensors/`: over all tensors, of update ratio, gradient norm and `rms_ratio`, about every 100 steps.
+- Text `findings/`: what was found while the run goes on, where live verdicts were asked for; a tag for each rule.
 
 The second optimizer's tags begin with `optimizer1/`, the third's with `optimizer2/`.
 
@@ -39,6 +41,9 @@ from stabkit.dashboard.events import (
     encode_text_tensor,
 )
 from stabkit.dashboard.layout import CLIP_WINDOW, custom_scalars, describe, modules_of
+from stabkit.dashboard.spread import Spread
+from stabkit.dashboard.told import markdown, tag_of
+from stabkit.finding import Finding
 from stabkit.metric import TENSOR_COLUMNS, Array
 from stabkit.runlog import Layout, StepRecord
 
@@ -59,7 +64,7 @@ Values = list[float]
 
 
 class DashboardWriter:
-    """Writes one event file. Not thread-safe; belongs to the process that made it.
+    """Writes one event file. Not thread-safe but for `finding`; belongs to the process that made it.
 
     Args:
         directory: An existing directory, which becomes a run in TensorBoard.
@@ -98,17 +103,24 @@ class DashboardWriter:
             self._last_step = record.step
         stream = self._stream(optimizer)
         tags, values = stream.health(record)
+        histograms = b""
         if record.tensors is not None and len(record.tensors):
             module_tags, module_values = stream.modules(record, record.tensors)
             tags += module_tags
             values += module_values
-        self._write(record.time, record.step, tags, values)
+            histograms = stream.histograms(record.step, record.tensors)
+        self._write(record.time, record.step, tags, values, histograms)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         """Write the user's own numbers, as one event; whatever is not a real number is passed over."""
         numbers = {f"user/{clean_tag(str(name))}": _number(value) for name, value in values.items()}
         shown = {tag: value for tag, value in numbers.items() if value is not None}
         self._write(math.nan, step, list(shown), list(shown.values()))
+
+    def finding(self, finding: Finding) -> None:
+        """Write a finding as text, at the step at which it fires. May be called from another thread than the other methods."""
+        summary = encode_text_tensor(clean_tag(tag_of(finding)), markdown(finding).encode(errors="replace"), "text")
+        self._file.write(encode_event(time.time(), finding.first_step, summary))
 
     def flush(self) -> None:
         """Nothing waits: every event is already in the file."""
@@ -122,9 +134,9 @@ class DashboardWriter:
             self._streams[optimizer] = _Stream("" if optimizer == 0 else f"optimizer{optimizer}/")
         return self._streams[optimizer]
 
-    def _write(self, wall_time: float, step: int, tags: Tags, values: Values) -> None:
-        if tags:
-            summary = self._encoder.encode(tags, values)
+    def _write(self, wall_time: float, step: int, tags: Tags, values: Values, histograms: bytes = b"") -> None:
+        if tags or histograms:
+            summary = self._encoder.encode(tags, values) + histograms
             self._file.write(encode_event(time.time() if math.isnan(wall_time) else wall_time, step, summary))
 
 
@@ -144,6 +156,8 @@ class _Stream:
         self._starts = np.zeros(0, np.intp)
         self._numel = np.zeros(0)
         self._module_tags: dict[str, Tags] = {}
+        self._spread = Spread(prefix)
+        self._sizes = np.zeros(0)  # in the order of the records, where `_numel` is sorted by module
 
     def set_tensors(self, layout: Layout) -> None:
         """Sort the tensors by module, so that a module's sum is one over neighbours."""
@@ -154,7 +168,8 @@ class _Stream:
         order = np.argsort(member, kind="stable")
         self._take = order * len(TENSOR_COLUMNS) + _TAKEN[:, None]
         self._starts = np.searchsorted(member[order], np.arange(len(names)))
-        self._numel = np.array([t.numel for t in layout.tensors], dtype=np.float64)[order]
+        self._sizes = np.array([t.numel for t in layout.tensors], dtype=np.float64)
+        self._numel = self._sizes[order]
         cleaned = [clean_tag(name) for name in names]
         self._module_tags = {
             quantity: [f"{self._prefix}modules/{quantity}/{name}" for name in cleaned]
@@ -216,6 +231,10 @@ class _Stream:
             results = np.sqrt(merged[[0 if before else 1, 3, 2]] / divisors)
         tags = [tag for quantity in quantities for tag in self._module_tags[quantity]]
         return list(itertools.compress(tags, shown.ravel().tolist())), results[shown].tolist()
+
+    def histograms(self, step: int, tensors: Array) -> bytes:
+        """Encoded histograms over the tensors, where any are due."""
+        return self._spread.summary(step, tensors, self._sizes)
 
     def _rates(self, record: StepRecord) -> dict[str, tuple[float, bool]]:
         rates = [group.lr for group in record.groups]
