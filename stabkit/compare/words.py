@@ -6,7 +6,7 @@ import math
 
 from stabkit.compare.exact import ROUNDING
 from stabkit.compare.result import Comparison, Parting, Split, Verdict
-from stabkit.report.words import count, listed, number, printable, shortened
+from stabkit.report.words import count, listed, number, printable, shortened, span
 from stabkit.runlog import RunLog
 
 __all__ = ["about", "drawn", "explained", "headline", "how_far", "parted_at", "tensors_told"]
@@ -75,6 +75,9 @@ def explained(found: Comparison) -> list[str]:
         said += [told] if told else []
         if found.verdict is Verdict.ROUNDING or (found.partings and split.size <= ROUNDING and not split.settings):
             said.append(f"The difference there is {number(split.size)} of the value: that of sums added in another order.")
+    for each in (each for each in found.partings if math.isinf(each.times)):
+        side = "A" if not math.isfinite(each.a) else "B"
+        said.append(f"The {each.metric} of {side} is no number in {span(each.step, each.until)}.")
     if found.looked_at and not found.partings and found.verdict is not Verdict.SAME:
         looked = listed(list(found.looked_at), 6)
         said.append(f"No difference was larger than the noise for long, in {looked}.")

