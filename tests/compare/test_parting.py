@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pairs import DATA, RUNS
 
 import stabkit
@@ -176,8 +178,16 @@ def test_what_was_set_differently_is_told_group_by_group() -> None:
     assert told["precision"] == ("float32", "bfloat16", None) and told["torch"][1] == "9.9"
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-def test_trained_again_the_runs_part_where_they_did(tmp_path: Path) -> None:
+def test_trained_again_the_runs_part_where_they_did(tmp_path: Path, one_thread: None) -> None:
     runs = {name: stabkit.load(make(tmp_path / name)) for name, make in RUNS.items()}
     again = stabkit.load(RUNS["usual"](tmp_path / "again"))
     assert compare(runs["usual"], again).verdict is Verdict.SAME
