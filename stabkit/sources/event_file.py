@@ -55,7 +55,7 @@ class _Events:
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._decode, self._into = Event.FromString, into
-        self._kinds: dict[tuple[Hole, bytes, bytes], str | None] = {}
+        self._kinds: dict[tuple[Hole, bytes], str | None] = {}
         self._holes: dict[int, list[Hole]] = {}
         self.strange = 0
 
@@ -89,10 +89,13 @@ class _Events:
     def _take(self, frames: Frames, rows: Index, rest: Index, hole: Hole, found: list[tuple[Index, str, Array]]) -> Index:
         """Add those of these events that hold one number there and are of a known kind. Returns the others."""
         data, ends = frames.data, frames.ends[rows]
-        inner, outer = (ends - hole.from_end).tolist(), (ends - hole.from_end + hole.size).tolist()
-        keys = [(data[a:b], data[c:d]) for a, b, c, d in zip(rest.tolist(), inner, outer, ends.tolist(), strict=True)]
-        number: dict[tuple[bytes, bytes], int] = {}
-        kinds = np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
+        begins, holes = rest.tolist(), (ends - hole.from_end).tolist()
+        keys = [data[a:b] for a, b in zip(begins, holes, strict=True)]
+        if hole.from_end > hole.size:  # all are of one length, so the two parts put together are told apart
+            after = (ends - hole.from_end + hole.size).tolist()
+            keys = [key + data[a:b] for key, a, b in zip(keys, after, ends.tolist(), strict=True)]
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        kinds = np.fromiter(map(number.__getitem__, keys), np.int64, len(keys))
         raw = np.frombuffer(data, np.uint8)
         values = raw[(ends - hole.from_end)[:, None] + np.arange(hole.size)].copy().view(hole.kind).ravel().astype(np.float64)
         order = np.argsort(kinds, kind="stable")
@@ -107,9 +110,9 @@ class _Events:
                 found.append((rows[of_kind], tag, values[of_kind]))
         return np.sort(np.concatenate([np.empty(0, np.int64), *others]))
 
-    def _tag(self, hole: Hole, key: tuple[bytes, bytes], record: bytes) -> str | None:
+    def _tag(self, hole: Hole, key: bytes, record: bytes) -> str | None:
         """The tag of a kind of events, of which this is one; None where it is none with one number at that place."""
-        known = (hole, *key)
+        known = (hole, key)
         if known not in self._kinds:
             tag = None
             if hole_of(record) == hole:

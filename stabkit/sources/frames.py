@@ -86,13 +86,13 @@ def read_frames(file: Bytes, name: str, into: Collected) -> Iterator[Frames]:
 
 def _follow(data: bytes, at: int) -> tuple[list[int], int]:
     """Where the records begin that lie whole in a chunk and whose lengths are undamaged, and where the next one would begin."""
-    starts, size, length_at = [], len(data), struct.Struct("<Q").unpack_from
-    frame = _HEAD + _FOOT
+    starts: list[int] = []
+    add, size, length_at, frame = starts.append, len(data), struct.Struct("<Q").unpack_from, _HEAD + _FOOT
     while at + frame <= size:
         end = at + frame + length_at(data, at)[0]
         if end > size:
             break
-        starts.append(at)
+        add(at)
         at = end
     if starts:
         raw = np.frombuffer(data, np.uint8)
