@@ -107,6 +107,7 @@ class _Swing:
 
     @cached_property
     def steps(self) -> Indices:
+        """The steps."""
         return self._run.stream.tensor_steps[self._rows]
 
     @cached_property
@@ -115,11 +116,11 @@ class _Swing:
 
     @cached_property
     def across(self) -> Array:
-        return self.total / np.sqrt(self._size[self._rows])
+        return np.asarray(self.total / np.sqrt(self._size[self._rows]))
 
     @cached_property
     def ratio(self) -> Array:
-        return np.sqrt(self._size[self._rows] / self._room[self._rows])
+        return np.asarray(np.sqrt(self._size[self._rows] / self._room[self._rows]))
 
     def each(self, begin: int, end: int) -> Array:
         """The swing of each tensor in some of the records [end - begin, tensors]."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -155,12 +156,12 @@ class _Low:
         keep = np.flatnonzero(np.isfinite(whole.update).any(axis=1))
         begin, self.count = self.count, self.count + len(keep)
         self._kept.append(rows.begin + keep)
-        low = np.zeros((2, len(keep), len(self.columns)), dtype=bool)
+        low: Any = np.zeros((2, len(keep), len(self.columns)), dtype=bool)
         with np.errstate(invalid="ignore"):
             over_eps = whole.root[keep] / whole.eps[keep]
             near = whole.within[keep] >= self._limits.within
             for told, (window, root, update, carry) in zip(low, self._clocks, strict=True):
-                each = carry(np.stack([over_eps < root, near, whole.update[keep] < update], axis=1))
+                each: Any = carry(np.stack([over_eps < root, near, whole.update[keep] < update], axis=1))
                 if len(each) >= window and each.any(axis=(0, 2)).all():
                     seen = np.logical_and.reduce([mostly(each[:, i], window) for i in range(3)])
                     told[len(keep) - len(seen) :] = seen
@@ -194,11 +195,12 @@ class _Settings:
         rate, eps, beta1 = (_of_groups(run, name, different.tolist())[rows] for name in ("lr", "eps", "beta1"))
         judged = (rate > 0) & (rate >= limits.share * np.fmax.accumulate(np.nan_to_num(rate))) & (eps > 0)
         judged &= ~_learned(run, limits.learned)[rows][:, None]
-        self._each = (rate, eps, _beta1_correction(run, beta1, rows), judged)
+        self._each: tuple[Any, ...] = (rate, eps, _beta1_correction(run, beta1, rows), judged)
 
-    def of(self, rows: Rows) -> tuple[Array, Array, Array, Flags]:
+    def of(self, rows: Rows) -> tuple[Any, Any, Any, Any]:
         """Those of some rows, each [rows, tensors]."""
-        return tuple(each[rows.begin : rows.begin + len(rows)][:, self._group] for each in self._each)  # type: ignore[return-value]
+        rate, eps, bare, judged = (each[rows.begin :][: len(rows), self._group] for each in self._each)
+        return rate, eps, bare, judged
 
 
 def _learned(run: RunLog, share: float) -> Flags:
@@ -210,8 +212,7 @@ def _learned(run: RunLog, share: float) -> Flags:
     if len(values) < 20 or len(values) != len(run.steps) or not (values[:20] > 0).all():
         return nothing
     medians = np.median(sliding_window_view(values, 20), axis=1)
-    low: Flags = np.concatenate([nothing[:19], medians < share * medians[0]])
-    return low
+    return np.append(nothing[:19], medians < share * medians[0])
 
 
 class EpsDominatedUpdate:

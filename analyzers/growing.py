@@ -114,7 +114,7 @@ class Growing:
         begin = int(self._clocks[clock].begins[row])
         held = Rows(self._run, self._step0 + begin, self._step0 + row + 1, columns_for(("weight_norm",)))
         logs = log_of(np.take(held.table("weight_norm"), self.columns, axis=1))
-        return trailing_slopes(logs, self._x[begin : row + 1], np.array([0]), np.array([row - begin]))[0]
+        return np.asarray(trailing_slopes(logs, self._x[begin : row + 1], np.array([0]), np.array([row - begin]))[0])
 
     def knows(self, clock: Clock, logs: Array, after: int) -> bool:
         """Whether a slope of a series [n] of logarithms can be told at any row from `after` on."""

@@ -20,13 +20,11 @@ __all__ = ["Carry", "Make", "Sweep", "Sweeper", "sweep_together", "swept"]
 
 
 class Sweep(Protocol):
-    """What is kept of the tensors' numbers, block by block, oldest first.
+    """What is kept of the tensors' numbers, block by block, oldest first."""
 
-    Attributes:
-        metrics: Quantities of tensors that it asks for.
-    """
-
-    metrics: tuple[str, ...]
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Quantities of tensors that it asks for."""
 
     def read(self, rows: Rows) -> None:
         """Take in the next block."""

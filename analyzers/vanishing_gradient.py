@@ -176,7 +176,7 @@ def _shares(run: RunLog, rows: Rows, columns: Indices) -> Array:
         before = np.fmax.accumulate(gradients, axis=1)
         ways = [before / _behind(gradients)]
         ways += [values / _behind(values) for values in (gradients / root, gradients * weights)]
-    return np.maximum.reduce(ways)
+    return np.asarray(np.maximum.reduce(ways))
 
 
 def _behind(values: Array) -> Array:
