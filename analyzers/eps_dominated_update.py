@@ -228,9 +228,7 @@ class EpsDominatedUpdate:
         limits, seen = self.thresholds, swept(run, self._begin)
         if seen.count < limits.few:
             raise NotApplicable(f"{seen.count} steps were measured at a rate worth judging; needs {limits.few}")
-        if seen.first is None:
-            return
-        if seen.large is None or seen.first < seen.large:
+        if seen.first is not None and (seen.large is None or seen.first < seen.large):
             yield self._finding(run, seen, seen.first, Severity.INFO)
         if seen.large is not None:
             yield self._finding(run, seen, seen.large, Severity.WARNING)
