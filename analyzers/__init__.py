@@ -51,6 +51,7 @@ from stabkit.analyzers.stale_second_moment import StaleSecondMoment
 from stabkit.analyzers.step_going_backwards import StepGoingBackwards
 from stabkit.analyzers.step_outside_scaler import StepOutsideScaler
 from stabkit.analyzers.stuck_step_count import StuckStepCount
+from stabkit.analyzers.sweep import Make, Sweeper, sweep_together
 from stabkit.analyzers.undivided_accumulation import UndividedAccumulation
 from stabkit.analyzers.update_ratio_jump import UpdateRatioJump
 from stabkit.analyzers.updates_rounded_away import UpdatesRoundedAway
@@ -133,6 +134,7 @@ def analyze(run: RunLog, analyzers: Iterable[Analyzer] = ANALYZERS) -> Diagnosis
 
 
 def _gathered(analyzers: tuple[Analyzer, ...], view: RunLog) -> tuple[Outcome, ...]:
+    sweep_together(view, [make for analyzer in analyzers for make in _sweeps(analyzer, view)])
     return gather((name_batches(judge(analyzer, view), view) for analyzer in analyzers), spacing(view.steps))
 
 
@@ -148,9 +150,7 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
     if not len(run.steps):
         return outcome(Status.NOT_APPLICABLE, "no step was recorded")
     try:
-        missing = [METRICS[needed] for needed in rule.requires if not run.has(*needed)]
-        if rule.any_of and not any(run.has(*one) for one in rule.any_of):
-            missing += [METRICS[one] for one in rule.any_of]
+        missing = _lacks(rule, run)
         if missing:
             why = f"the log has no {'; no '.join(map(_missing, missing))}"
             without = run.source == "stabkit" and all(metric.occasional for metric in missing)
@@ -163,6 +163,23 @@ def judge(analyzer: Analyzer, run: RunLog) -> Outcome:
     except Exception as error:  # one broken rule must not silence the others
         return outcome(Status.FAILED, f"{type(error).__name__}: {error}")
     return outcome(Status.FOUND if findings else Status.CLEAR, findings=findings)
+
+
+def _sweeps(analyzer: Analyzer, run: RunLog) -> tuple[Make, ...]:
+    """What a rule reads of the tensors together with the others; nothing where it will not come to that."""
+    try:
+        able = len(run.steps) >= analyzer.rule.min_steps and not _lacks(analyzer.rule, run)
+        return analyzer.sweeps() if able and isinstance(analyzer, Sweeper) else ()
+    except Exception:  # it breaks once more when it is judged, and is told then
+        return ()
+
+
+def _lacks(rule: Rule, run: RunLog) -> list[Metric]:
+    """What a rule needs and the log does not have."""
+    lacking = [METRICS[needed] for needed in rule.requires if not run.has(*needed)]
+    if rule.any_of and not any(run.has(*one) for one in rule.any_of):
+        lacking += [METRICS[one] for one in rule.any_of]
+    return lacking
 
 
 def _missing(metric: Metric) -> str:

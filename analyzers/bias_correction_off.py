@@ -26,6 +26,7 @@ from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "BiasCorrectionOff", "BiasCorrectionOffThresholds"]
 
@@ -112,14 +113,15 @@ class BiasCorrectionOff:
             raise NotApplicable("the log has no update per tensor")
         numel = np.array([max(t.numel, 1) for t in run.tensors], dtype=np.float64)
         none = np.zeros(len(numel))
-        zeros = run.table("grad_zero_fraction").values[at] if run.has("grad_zero_fraction", "tensor") else none
+        row_of = Rows(run, at, at + 1)
+        zeros = row_of.table("grad_zero_fraction")[0] if run.has("grad_zero_fraction", "tensor") else none
         moved = numel * (1 - zeros)
         fine = np.array([t.dtype not in ("float16", "bfloat16") for t in run.tensors], dtype=bool)
         decay, eps = (_values(run, name, row, groups) for name in ("weight_decay", "eps"))
-        weights = run.table("weight_norm").values[at] if run.has("weight_norm", "tensor") else none
+        weights = row_of.table("weight_norm")[0] if run.has("weight_norm", "tensor") else none
         with np.errstate(invalid="ignore", divide="ignore"):
-            moves = run.table(known[0]).values[at] / np.sqrt(moved) / lr
-            gradients = run.table("grad_norm_used").values[at] / np.sqrt(moved)
+            moves = row_of.table(known[0])[0] / np.sqrt(moved) / lr
+            gradients = row_of.table("grad_norm_used")[0] / np.sqrt(moved)
             judged = fine & (moves > 0) & (gradients > self.thresholds.above_eps * eps)
             judged &= ~(np.abs(decay) * weights / np.sqrt(numel) > self.thresholds.decay)
         return np.where(judged, moves, np.nan)

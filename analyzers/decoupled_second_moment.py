@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -34,9 +35,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import beta2_of_tensors, rows_of
 from stabkit.analyzers.series import Flags, Indices, episodes, known_median, lasts, log_of
+from stabkit.analyzers.sweep import swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows, columns_for
 
 __all__ = ["RULE", "DecoupledSecondMoment", "DecoupledSecondMomentThresholds"]
 
@@ -74,23 +77,56 @@ class DecoupledSecondMomentThresholds(Thresholds):
     """Steps between two alarms up to which they are one."""
 
 
-@dataclass(frozen=True)
 class _Swing:
-    """Gradients and second moments of the records that have all of both.
+    """Gradients and second moments of the records that have all of both; worked out once the whole run was seen.
 
     Attributes:
         steps: int64 [n].
-        each: [n, tensors], the swing of each tensor.
-        total: [n], of all.
+        total: [n], the swing of all tensors.
         across: [n], that as a share of the gradient.
         ratio: [n], norm of the gradient over root of the sum of v-hat.
     """
 
-    steps: Indices
-    each: Array
-    total: Array
-    across: Array
-    ratio: Array
+    metrics = ("grad_norm_used", "exp_avg_sq_mean", "grad_momentum_cosine")
+
+    def __init__(self, run: RunLog) -> None:
+        self._run = run
+        self._total, self._size, self._room = np.full((3, len(run.stream.tensor_steps)), np.nan)
+
+    def read(self, rows: Rows) -> None:
+        """Take in the next block."""
+        here = slice(rows.begin, rows.begin + len(rows))
+        each, self._size[here], self._room[here] = _swings(self._run, rows)
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._total[here] = np.sqrt((each**2).sum(axis=1))
+
+    @cached_property
+    def _rows(self) -> Indices:
+        known = np.isfinite(self._total) & np.isfinite(self._room) & (self._size > 0) & (self._room > 0)
+        return np.flatnonzero(known & (self._run.stream.tensor_steps >= 1))
+
+    @cached_property
+    def steps(self) -> Indices:
+        """The steps."""
+        return self._run.stream.tensor_steps[self._rows]
+
+    @cached_property
+    def total(self) -> Array:
+        return self._total[self._rows]
+
+    @cached_property
+    def across(self) -> Array:
+        return np.asarray(self.total / np.sqrt(self._size[self._rows]))
+
+    @cached_property
+    def ratio(self) -> Array:
+        return np.asarray(np.sqrt(self._size[self._rows] / self._room[self._rows]))
+
+    def each(self, begin: int, end: int) -> Array:
+        """The swing of each tensor in some of the records [end - begin, tensors]."""
+        rows = self._rows[begin:end]
+        held = Rows(self._run, int(rows[0]), int(rows[-1]) + 1, columns_for(self.metrics))
+        return _swings(self._run, held)[0][rows - held.begin]
 
 
 class DecoupledSecondMoment:
@@ -101,10 +137,14 @@ class DecoupledSecondMoment:
     def __init__(self, thresholds: DecoupledSecondMomentThresholds | None = None) -> None:
         self.thresholds = thresholds or DecoupledSecondMomentThresholds()
 
+    def sweeps(self) -> tuple[type[_Swing]]:
+        """What it reads of the tensors."""
+        return (_Swing,)
+
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per event."""
         limits = self.thresholds
-        swing = _swing(run)
+        swing = swept(run, _Swing)
         alarms, pace = self._alarms(run, swing)
         for first, last in episodes(alarms, limits.gap, swing.steps):
             yield self._finding(run, swing, first, last, float(pace[first]))
@@ -165,27 +205,23 @@ class DecoupledSecondMoment:
     def _order(self, run: RunLog, swing: _Swing, first: int) -> tuple[list[int], Array]:
         """The matrices (all tensors where there is none), most grown first, and how much each tensor's swing has grown."""
         begin = first - self.thresholds.rises - self.thresholds.window
-        past = known_median(swing.each[begin : begin + self.thresholds.window])
+        past = known_median(swing.each(begin, begin + self.thresholds.window))
         with np.errstate(invalid="ignore", divide="ignore"):
-            grown = np.nan_to_num(swing.each[first] / past, nan=0.0, posinf=0.0)
+            grown = np.nan_to_num(swing.each(first, first + 1)[0] / past, nan=0.0, posinf=0.0)
         matrices = [i for i, tensor in enumerate(run.tensors) if tensor.role in ("matrix", "embedding")]
         among = matrices or list(range(len(run.tensors)))
         return sorted(among, key=lambda i: -grown[i]), grown
 
 
-def _swing(run: RunLog) -> _Swing:
-    cosine = run.table("grad_momentum_cosine")
-    gradient, second = run.table("grad_norm_used").values, run.table("exp_avg_sq_mean").values
+def _swings(run: RunLog, rows: Rows) -> tuple[Array, Array, Array]:
+    """Of some rows: each tensor's swing [rows, tensors], squared norm of the gradient [rows], sum of v-hat [rows]."""
+    gradient, second = rows.table("grad_norm_used"), rows.table("exp_avg_sq_mean")
     numel = np.array([tensor.numel for tensor in run.tensors], dtype=np.float64)
     both = np.isfinite(gradient) & np.isfinite(second)  # neither of a tensor without a gradient, no v of a skipped step
     with np.errstate(invalid="ignore", over="ignore"):
-        along = np.nan_to_num(np.clip(cosine.values, 0, 1))
+        along = np.nan_to_num(np.clip(rows.table("grad_momentum_cosine"), 0, 1))
         each = np.where(both, gradient * np.sqrt(1 - along**2), 0.0)
-        size, room = np.where(both, gradient**2, 0.0).sum(axis=1), np.where(both, second * numel, 0.0).sum(axis=1)
-        total = np.sqrt((each**2).sum(axis=1))
-    known = np.isfinite(total) & np.isfinite(room) & (size > 0) & (room > 0) & (cosine.steps >= 1)
-    steps, size, room, total = cosine.steps[known], size[known], room[known], total[known]
-    return _Swing(steps, each[known], total, total / np.sqrt(size), np.sqrt(size / room))
+        return each, np.where(both, gradient**2, 0.0).sum(axis=1), np.where(both, second * numel, 0.0).sum(axis=1)
 
 
 def _advice(beta2: float) -> tuple[str, dict[str, float]]:

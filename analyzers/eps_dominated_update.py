@@ -24,8 +24,9 @@ References:         Wortsman et al. 2023, arXiv 2309.14322, section 3.4: gradien
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -33,9 +34,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import rows_of
 from stabkit.analyzers.series import Flags, Indices, known_median, mostly
+from stabkit.analyzers.sweep import Carry, swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows, columns_for
 
 __all__ = ["RULE", "EpsDominatedUpdate", "EpsDominatedUpdateThresholds"]
 
@@ -81,23 +84,135 @@ class EpsDominatedUpdateThresholds(Thresholds):
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of the tensors that can be judged.
+    """Of the tensors that can be judged, in some records.
 
     Attributes:
-        steps: [n] measured steps.
-        columns: [tensors] their columns in the log.
         root: [n, tensors] root of the mean of v-hat.
         eps: [n, tensors].
         within: [n, tensors] share of the elements near eps.
         update: [n, tensors] update over what it would be without eps.
     """
 
-    steps: Indices
-    columns: Indices
     root: Array
     eps: Array
     within: Array
     update: Array
+
+
+class _Low:
+    """Where eps decides, of the records that have a rate worth judging.
+
+    Attributes:
+        columns: [tensors] the columns in the log of those that can be judged.
+        count: How many records there are.
+        first: The first of them at which eps decides in any tensor; None where it never does.
+        large: The first at which it does in a large part of all elements.
+    """
+
+    metrics = ("update_norm", "exp_avg_sq_mean", "exp_avg_norm", "eps_fraction")
+
+    def __init__(self, run: RunLog, limits: EpsDominatedUpdateThresholds) -> None:
+        self._run, self._limits = run, limits
+        judged = (i for i, t in enumerate(run.tensors) if t.role in ("matrix", "embedding") and t.group is not None and t.numel)
+        self.columns: Indices = np.array([*judged], dtype=np.int64)
+        if not len(self.columns):
+            raise NoOccasion("the optimizer has no matrix")
+        self._numel = np.array([run.tensors[i].numel for i in self.columns], dtype=np.float64)
+        self._settings = _Settings(run, limits, [run.tensors[i].group or 0 for i in self.columns])
+        self._clocks = (
+            (limits.few, limits.far_root, limits.far_update, Carry(limits.few - 1)),
+            (limits.window, limits.root, limits.update, Carry(limits.window - 1)),
+        )
+        self._kept: list[Indices] = []
+        self._found: list[tuple[int, Flags]] = []
+        self.count = 0
+        self.first: int | None = None
+        self.large: int | None = None
+
+    @property
+    def rows(self) -> Indices:
+        """The rows of `run.stream.tensor_steps` that are its records."""
+        return np.concatenate([np.empty(0, np.int64), *self._kept])
+
+    def at(self, row: int) -> Flags:
+        """[2, tensors]: where eps decides at a record, seen over `few` and over `window` of them."""
+        return next(low[:, row - begin] for begin, low in reversed(self._found) if begin <= row)
+
+    def last(self, tensors: Indices) -> int:
+        """The last record at which eps decides in any of these tensors."""
+        ends = (begin + np.flatnonzero(low[..., tensors].any(axis=(0, 2))) for begin, low in reversed(self._found))
+        return int(next(rows for rows in ends if len(rows))[-1])
+
+    def moments(self, begin: int, end: int) -> _Moments:
+        """Some of the records."""
+        rows = self.rows[begin:end]
+        held = Rows(self._run, int(rows[0]), int(rows[-1]) + 1, columns_for(self.metrics))
+        whole = self._moments(held)
+        return _Moments(*(each[rows - held.begin] for each in (whole.root, whole.eps, whole.within, whole.update)))
+
+    def read(self, rows: Rows) -> None:
+        """Take in the next block."""
+        whole = self._moments(rows)
+        keep = np.flatnonzero(np.isfinite(whole.update).any(axis=1))
+        begin, self.count = self.count, self.count + len(keep)
+        self._kept.append(rows.begin + keep)
+        low: Any = np.zeros((2, len(keep), len(self.columns)), dtype=bool)
+        with np.errstate(invalid="ignore"):
+            over_eps = whole.root[keep] / whole.eps[keep]
+            near = whole.within[keep] >= self._limits.within
+            for told, (window, root, update, carry) in zip(low, self._clocks, strict=True):
+                each: Any = carry(np.stack([over_eps < root, near, whole.update[keep] < update], axis=1))
+                if len(each) >= window and each.any(axis=(0, 2)).all():
+                    seen = np.logical_and.reduce([mostly(each[:, i], window) for i in range(3)])
+                    told[len(keep) - len(seen) :] = seen
+        if not low.any():
+            return
+        self._found.append((begin, low))
+        either = low.any(axis=0)
+        large = (either * self._numel).sum(axis=1) >= self._limits.part * self._numel.sum()
+        if self.first is None:
+            self.first = begin + int(np.argmax(either.any(axis=1)))
+        if self.large is None and large.any():
+            self.large = begin + int(np.argmax(large))
+
+    def _moments(self, rows: Rows) -> _Moments:
+        """Of all rows."""
+        rate, eps, bare, judged = self._settings.of(rows)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            root = np.sqrt(np.take(rows.table("exp_avg_sq_mean"), self.columns, axis=1))
+            first = np.take(rows.table("exp_avg_norm"), self.columns, axis=1) / bare / np.sqrt(self._numel)
+            taken = np.take(rows.table("update_norm"), self.columns, axis=1) / np.sqrt(self._numel) / rate
+            update = np.where(judged & (first > 0) & (root > 0), taken * root / first, np.nan)
+        return _Moments(np.where(judged, root, np.nan), eps, np.take(rows.table("eps_fraction"), self.columns, axis=1), update)
+
+
+class _Settings:
+    """What the groups of some tensors were set to at each measured step: rate, eps, correction of m, whether it is judged."""
+
+    def __init__(self, run: RunLog, limits: EpsDominatedUpdateThresholds, groups: list[int]) -> None:
+        rows = rows_of(run, run.stream.tensor_steps)
+        different, self._group = np.unique(groups, return_inverse=True)
+        rate, eps, beta1 = (_of_groups(run, name, different.tolist())[rows] for name in ("lr", "eps", "beta1"))
+        judged = (rate > 0) & (rate >= limits.share * np.fmax.accumulate(np.nan_to_num(rate))) & (eps > 0)
+        judged &= ~_learned(run, limits.learned)[rows][:, None]
+        self._each: tuple[Any, ...] = (rate, eps, _beta1_correction(run, beta1, rows), judged)
+
+    def of(self, rows: Rows) -> tuple[Any, Any, Any, Any]:
+        """Those of some rows, each [rows, tensors]."""
+        rate, eps, bare, judged = (each[rows.begin :][: len(rows), self._group] for each in self._each)
+        return rate, eps, bare, judged
+
+
+def _learned(run: RunLog, share: float) -> Flags:
+    """Of each step, whether the lowest median of 20 losses so far was next to nothing beside that of the first 20."""
+    nothing = np.zeros(len(run.steps), dtype=bool)
+    if not run.has("loss"):
+        return nothing
+    values = run.series("loss").values
+    if len(values) < 20 or len(values) != len(run.steps) or not (values[:20] > 0).all():
+        return nothing
+    medians = np.median(sliding_window_view(values, 20), axis=1)
+    return np.append(nothing[:19], medians < share * medians[0])
 
 
 class EpsDominatedUpdate:
@@ -110,55 +225,46 @@ class EpsDominatedUpdate:
 
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """The first matrices that eps holds back, the most held back first; once more where they become a large part."""
-        limits, moments = self.thresholds, self._moments(run)
-        if len(moments.steps) < limits.few:
-            raise NotApplicable(f"{len(moments.steps)} steps were measured at a rate worth judging; needs {limits.few}")
-        low = self._low(moments)
-        numel = np.array([run.tensors[i].numel for i in moments.columns], dtype=np.float64)
-        large = (low.any(axis=0) * numel).sum(axis=1) >= limits.part * numel.sum()
-        if not low.any():
-            return
-        first = int(np.argmax(low.any(axis=(0, 2))))
-        if not large.any() or first < int(np.argmax(large)):
-            yield self._finding(run, moments, low, first, Severity.INFO)
-        if large.any():
-            yield self._finding(run, moments, low, int(np.argmax(large)), Severity.WARNING)
+        limits, seen = self.thresholds, swept(run, self._begin)
+        if seen.count < limits.few:
+            raise NotApplicable(f"{seen.count} steps were measured at a rate worth judging; needs {limits.few}")
+        if seen.first is not None and (seen.large is None or seen.first < seen.large):
+            yield self._finding(run, seen, seen.first, Severity.INFO)
+        if seen.large is not None:
+            yield self._finding(run, seen, seen.large, Severity.WARNING)
 
-    def _low(self, moments: _Moments) -> Flags:
-        """[2, n, tensors]: where eps decides, seen over `few` and over `window` steps that end at a row."""
-        limits, shape = self.thresholds, moments.root.shape
-        low = np.zeros((2, *shape), dtype=bool)
-        clocks = ((limits.few, limits.far_root, limits.far_update), (limits.window, limits.root, limits.update))
-        with np.errstate(invalid="ignore"):
-            for told, (window, root, update) in zip(low, clocks, strict=True):
-                if len(moments.steps) >= window:
-                    each = (moments.root / moments.eps < root, moments.within >= limits.within, moments.update < update)
-                    told[window - 1 :] = np.logical_and.reduce([mostly(flags, window) for flags in each])
-        return low
+    def sweeps(self) -> tuple[Callable[[RunLog], _Low]]:
+        """What it reads of the tensors."""
+        return (self._begin,)
 
-    def _finding(self, run: RunLog, moments: _Moments, low: Flags, row: int, severity: Severity) -> Finding:
-        limits, concerned = self.thresholds, np.flatnonzero(low[:, row].any(axis=0))
-        window = limits.window if low[1, row].any() else limits.few
+    def _begin(self, run: RunLog) -> _Low:
+        return _Low(run, self.thresholds)
+
+    def _finding(self, run: RunLog, seen: _Low, row: int, severity: Severity) -> Finding:
+        limits, (few, many) = self.thresholds, seen.at(row)
+        concerned = np.flatnonzero(few | many)
+        window = limits.window if many.any() else limits.few
         at = row - window + 1
+        moments, steps = seen.moments(at, row + 1), run.stream.tensor_steps[seen.rows]
         with np.errstate(invalid="ignore"):
             over_eps = moments.root / moments.eps
-        root, within, update = (known_median(x[at : row + 1]) for x in (over_eps, moments.within, moments.update))
+        root, within, update = (known_median(x) for x in (over_eps, moments.within, moments.update))
         concerned = concerned[np.argsort(update[concerned], kind="stable")]
-        worst, step = int(concerned[0]), int(moments.steps[row])
-        names = tuple(run.tensors[moments.columns[i]].name for i in concerned)
-        eps, typical = float(moments.eps[row, worst]), known_median(moments.root[at : row + 1])
+        worst, step = int(concerned[0]), int(steps[row])
+        names = tuple(run.tensors[seen.columns[i]].name for i in concerned)
+        eps, typical = float(moments.eps[-1, worst]), known_median(moments.root)
         better = SAFE * float(np.nanpercentile(typical[typical > 0], 1))
-        last = int(np.flatnonzero(low[..., concerned].any(axis=(0, 2)))[-1])
+        last = seen.last(concerned)
         return found(
             RULE,
             severity=severity,
             message=f"eps {eps:.2g} sets the update of {names[0]}: its gradients are {root[worst]:.2g} eps, and "
             f"{1 - update[worst]:.0%} of its step is lost at step {step}",
             first_step=step,
-            last_step=int(moments.steps[last]),
-            event_step=int(moments.steps[at]),
-            last_good_step=int(moments.steps[at]) - 1,
-            state=State.ONGOING if last == len(moments.steps) - 1 else State.RECOVERED,
+            last_step=int(steps[last]),
+            event_step=int(steps[at]),
+            last_good_step=int(steps[at]) - 1,
+            state=State.ONGOING if last == len(steps) - 1 else State.RECOVERED,
             tensors=names,
             evidence=(
                 Evidence(metric="exp_avg_sq_mean", observed=float(typical[worst] ** 2), expected=eps**2, step=step,
@@ -172,44 +278,6 @@ class EpsDominatedUpdate:
             f"meant to damp spikes, give these {len(names)} tensors a rate {1 / update[worst]:.2g} times as high instead.",
             remedy={"eps": better},
         )  # fmt: skip
-
-    def _moments(self, run: RunLog) -> _Moments:
-        columns = np.array(
-            [i for i, t in enumerate(run.tensors) if t.role in ("matrix", "embedding") and t.group is not None and t.numel],
-            dtype=np.int64,
-        )
-        if not len(columns):
-            raise NoOccasion("the optimizer has no matrix")
-        groups = [run.tensors[i].group for i in columns]
-        numel = np.array([run.tensors[i].numel for i in columns], dtype=np.float64)
-        measured = run.table("update_norm")
-        rows = rows_of(run, measured.steps)
-        rate, eps, beta1 = (_of_groups(run, name, groups)[rows] for name in ("lr", "eps", "beta1"))
-        judged = (rate > 0) & (rate >= self.thresholds.share * np.fmax.accumulate(np.nan_to_num(rate))) & (eps > 0)
-        judged &= ~self._learned(run)[rows][:, None]
-        bare = _beta1_correction(run, beta1, rows)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            root = np.sqrt(run.table("exp_avg_sq_mean").values[:, columns])
-            first = run.table("exp_avg_norm").values[:, columns] / bare / np.sqrt(numel)
-            taken = measured.values[:, columns] / np.sqrt(numel) / rate
-            update = np.where(judged & (first > 0) & (root > 0), taken * root / first, np.nan)
-        keep = np.isfinite(update).any(axis=1)
-        within = run.table("eps_fraction").values[:, columns]
-        root = np.where(judged, root, np.nan)
-        return _Moments(measured.steps[keep], columns, root[keep], eps[keep], within[keep], update[keep])
-
-    def _learned(self, run: RunLog) -> Flags:
-        """Of each step, whether the lowest median of 20 losses so far was next to nothing beside that of the first 20."""
-        nothing = np.zeros(len(run.steps), dtype=bool)
-        if not run.has("loss"):
-            return nothing
-        loss = run.series("loss")
-        values = loss.values
-        if len(values) < 20 or len(values) != len(run.steps) or not (values[:20] > 0).all():
-            return nothing
-        medians = np.median(sliding_window_view(values, 20), axis=1)
-        low: Flags = np.concatenate([nothing[:19], medians < self.thresholds.learned * medians[0]])
-        return low
 
 
 def _of_groups(run: RunLog, metric: str, groups: list[int | None]) -> Array:
@@ -228,4 +296,3 @@ def _beta1_correction(run: RunLog, beta1: Array, rows: Indices) -> Array:
     with np.errstate(invalid="ignore"):
         correction = 1 - beta1**count
     return np.where(np.isfinite(correction) & (correction > 0), correction, 1.0)
-

@@ -36,6 +36,7 @@ from stabkit.analyzers.usual import spikes, unusual
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Series
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "GradientSpike", "GradientSpikeThresholds"]
 
@@ -149,13 +150,13 @@ def first_movers(run: RunLog, step: int, window: int, most: int = 5) -> tuple[st
     for metric in ("grad_norm", "grad_norm_used"):
         if not run.has(metric, "tensor"):
             continue
-        table = run.table(metric)
-        row = int(np.searchsorted(table.steps, step))
-        if row == len(table.steps) or table.steps[row] != step or np.isnan(table.values[row]).all():
+        row = int(np.searchsorted(run.stream.tensor_steps, step))
+        near = Rows(run, row - window, row + 1)
+        if not len(near) or near.steps[-1] != step or np.isnan(near.table(metric)[-1]).all():
             continue
-        past = table.values[max(0, row - window) : row]
+        past, now = near.table(metric)[:-1], near.table(metric)[-1]
         with np.errstate(over="ignore"):
-            rise = table.values[row] / known_median(np.where(past > 0, past, np.nan))
+            rise = now / known_median(np.where(past > 0, past, np.nan))
         rise = np.where(np.isfinite(rise), rise, 0.0)
-        return tuple(table.tensors[i] for i in np.argsort(-rise, kind="stable")[:most].tolist() if rise[i] > 2)
+        return tuple(run.tensors[i].name for i in np.argsort(-rise, kind="stable")[:most].tolist() if rise[i] > 2)
     return ()

@@ -32,6 +32,7 @@ from stabkit.analyzers.series import MAD_TO_SIGMA, Flags, Indices, episodes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "LossPlateau", "LossPlateauThresholds"]
 
@@ -125,9 +126,9 @@ def _advice(run: RunLog, step: int) -> str:
     single = "See whether a single batch can be learned by heart; if not, inputs and labels or the loss are at fault."
     if not run.has("update_ratio", "tensor"):
         return f"{single} If it can, try the rate a factor of 10 higher and lower."
-    ratios = run.table("update_ratio")
     matrices = [i for i, t in enumerate(run.tensors) if t.role == "matrix"]
-    recent = ratios.values[(ratios.steps >= 1) & (ratios.steps <= step)][-50:, matrices]
+    begin, end = np.searchsorted(run.stream.tensor_steps, [1, step + 1]).tolist()
+    recent = Rows(run, max(begin, end - 50), end).table("update_ratio")[:, matrices]
     if not np.isfinite(recent).any():
         return f"{single} If it can, try the rate a factor of 10 higher and lower."
     ratio = float(np.nanmedian(recent))

@@ -39,6 +39,7 @@ from stabkit.analyzers.series import Indices
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import rows_of_steps
 
 __all__ = ["RULE", "LossScaleCollapse", "LossScaleCollapseThresholds"]
 
@@ -179,7 +180,7 @@ def _overflowed(run: RunLog, begin: int, step: int) -> tuple[tuple[str, ...], bo
         return (), True
     if not run.has("grad_nonfinite", "tensor"):
         return (), False
-    table = run.table("grad_nonfinite")
-    at = np.flatnonzero(table.steps == run.steps[rows[-1]])
-    bad: list[int] = np.flatnonzero(table.values[at[0]] > 0)[::-1].tolist() if len(at) else []
-    return tuple(table.tensors[i] for i in bad), False
+    step = int(run.steps[rows[-1]])
+    counts = rows_of_steps(run, step, step).table("grad_nonfinite")
+    bad: list[int] = np.flatnonzero(counts[0] > 0)[::-1].tolist() if len(counts) else []
+    return tuple(run.tensors[i].name for i in bad), False

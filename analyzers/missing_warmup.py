@@ -69,6 +69,10 @@ class MissingWarmup:
     def __init__(self, thresholds: MissingWarmupThresholds | None = None) -> None:
         self.thresholds = thresholds or MissingWarmupThresholds()
 
+    def sweeps(self) -> tuple[type[EarlyUpdates]]:
+        """What it reads of the tensors."""
+        return (EarlyUpdates,)
+
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding."""
         limits = self.thresholds
@@ -82,14 +86,14 @@ class MissingWarmup:
         for i in range(1, int(np.searchsorted(run.steps, limits.early, "right"))):
             if not steady[: i + 1].all():
                 return
-            seen = updates.largest[updates.table.steps <= run.steps[i]]
+            seen = updates.largest[updates.steps <= run.steps[i]]
             if known_max(seen) > limits.ratio:
                 yield self._finding(run, int(run.steps[i]), int(np.nanargmax(seen)), updates, float(lr[0]), float(beta2[0]))
                 return
 
     def _finding(self, run: RunLog, step: int, row: int, updates: EarlyUpdates, lr: float, beta2: float) -> Finding:
         limits = self.thresholds
-        ratio, at = float(updates.largest[row]), int(updates.table.steps[row])
+        ratio, at = float(updates.largest[row]), int(updates.steps[row])
         tensors = updates.order(row, limits.ratio)
         # Of later steps only the harm is known here: it makes the finding worse, never new.
         harmed = _harm(run, limits.harm_within, limits.harm)

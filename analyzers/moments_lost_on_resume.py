@@ -29,6 +29,7 @@ from stabkit.analyzers.series import Indices
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, Stream
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "MomentsLostOnResume", "MomentsLostOnResumeThresholds"]
 
@@ -81,7 +82,7 @@ class MomentsLostOnResume:
             raise NoOccasion("the optimizer was made anew inside the run: nothing was resumed")
         if not _same_settings(run.stream, before):
             raise NotApplicable("the attempt before trained other tensors or had other settings: this is another phase")
-        entry = np.sqrt(run.stream.columns["weight_sumsq"][0])
+        entry = Rows(run, 0, 1).table("weight_norm")[0]
         norms, steps, whole = _norms_of(before)
         known = np.isfinite(entry) & (entry > 0) & np.isfinite(norms[0])
         moved = known & (np.abs(norms[0] - entry) > self.thresholds.moved * entry)

@@ -28,12 +28,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.broken import BrokenGradients, BrokenWeights
 from stabkit.analyzers.level import broken_losses, skipped_steps
 from stabkit.analyzers.norms import first_in_norm
 from stabkit.analyzers.ranks import broken_rank
 from stabkit.analyzers.series import known_max, known_median, previous, spacing
+from stabkit.analyzers.sweep import swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows, rows_of_steps
 
 __all__ = ["RULE", "NonfiniteValue", "NonfiniteValueThresholds"]
 
@@ -89,6 +92,10 @@ class NonfiniteValue:
     def __init__(self, thresholds: NonfiniteValueThresholds | None = None) -> None:
         self.thresholds = thresholds or NonfiniteValueThresholds()
 
+    def sweeps(self) -> tuple[type[BrokenGradients], type[BrokenWeights]]:
+        """What it reads of the tensors."""
+        return (BrokenGradients, BrokenWeights)
+
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding: what follows the first is not news."""
         seen = [first for first in (_in_loss(run), _in_gradients(run), _in_tensors(run, "weight")) if first]
@@ -137,12 +144,12 @@ class NonfiniteValue:
         for metric in ("weight_absmax", "grad_norm_used", "update_ratio"):
             if not run.has(metric, "tensor"):
                 continue
-            table = run.table(metric)
-            rows = np.flatnonzero((table.steps < step) & (table.steps >= max(1, step - limits.look_back * every)))
-            if len(rows) < 4 or not judged.any():
+            near = rows_of_steps(run, max(1, step - limits.look_back * every), step - 1, (metric,))
+            steps, values = near.steps, near.table(metric)
+            if len(steps) < 4 or not judged.any():
                 continue
-            edge = max(1, len(rows) // 4)
-            start, end = known_median(table.values[rows[:edge]]), known_max(table.values[rows[-edge:]])
+            edge = max(1, len(steps) // 4)
+            start, end = known_median(values[:edge]), known_max(values[-edge:])
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 growth = np.where(judged & np.isfinite(end) & (start > 0), end / start, 0.0)
             worst = int(np.argmax(growth))
@@ -150,8 +157,8 @@ class NonfiniteValue:
             if growth[worst] >= limits.growth * max(1.0, float(np.median(growth[judged]))):
                 found_before.append(
                     Evidence(metric=metric, observed=float(end[worst]), expected=float(start[worst]),
-                             step=int(table.steps[rows[-1]]), tensor=table.tensors[worst],
-                             note=f"{growth[worst]:.2g}-fold in {table.steps[rows[-1]] - table.steps[rows[0]] + 1} steps")
+                             step=int(steps[-1]), tensor=run.tensors[worst].name,
+                             note=f"{growth[worst]:.2g}-fold in {steps[-1] - steps[0] + 1} steps")
                 )  # fmt: skip
         return tuple(found_before)
 
@@ -171,19 +178,20 @@ def _in_gradients(run: RunLog) -> _First | None:
 def _in_tensors(run: RunLog, what: str) -> _First | None:
     if not run.has(f"{what}_nonfinite", "tensor"):
         return None
-    table = run.table(f"{what}_nonfinite")
-    bad = (table.values > 0) & ~np.isin(table.steps, run.steps[skipped_steps(run)])[:, None]
-    rows = np.flatnonzero(bad.any(axis=1))
+    measured = run.stream.tensor_steps
+    broken = swept(run, BrokenGradients if what == "grad" else BrokenWeights)
+    rows = np.flatnonzero(broken.rows & ~np.isin(measured, run.steps[skipped_steps(run)]))
     if not len(rows):
         return None
     row = int(rows[0])
-    order = np.flatnonzero(bad[row])
+    counts = Rows(run, row, row + 1).table(f"{what}_nonfinite")[0]
+    order = np.flatnonzero(counts > 0)
     if what == "grad":
         order = order[::-1]  # backward reaches the latest layer first
-    count, step = float(np.nansum(table.values[row])), int(table.steps[row])
-    if what == "grad" and bad[row].all() and len(order) > 1 and _clipped_by_nan(run, step):
+    count, step = float(np.nansum(counts)), int(measured[row])
+    if what == "grad" and (counts > 0).all() and len(order) > 1 and _clipped_by_nan(run, step):
         return _First(step, what, (), count, spread=True)
-    return _First(step, what, tuple(table.tensors[i] for i in order.tolist()), count)
+    return _First(step, what, tuple(run.tensors[i].name for i in order.tolist()), count)
 
 
 def _clipped_by_nan(run: RunLog, step: int) -> bool:
@@ -200,12 +208,11 @@ def _last_good(run: RunLog, step: int) -> int | None:
     """The last step before the event after which every weight is known to have been finite; None where there is none."""
     if not run.has("weight_nonfinite", "tensor"):
         return previous(run.steps, int(np.searchsorted(run.steps, step)))
-    table = run.table("weight_nonfinite")
-    before = np.flatnonzero(table.steps < step)
-    bad = np.flatnonzero((table.values[before] > 0).any(axis=1))
+    before = run.stream.tensor_steps[run.stream.tensor_steps < step]
+    bad = np.flatnonzero(swept(run, BrokenWeights).rows[: len(before)])
     known = before[: bad[0]] if len(bad) else before
     if len(known):
-        return int(table.steps[known[-1]])
+        return int(known[-1])
     return step - 1 if step > 0 and not len(bad) else None
 
 
@@ -215,7 +222,8 @@ def _broke(run: RunLog, step: int) -> bool:
 
 
 def _state(run: RunLog) -> State:
-    weights = run.table("weight_nonfinite").values[-1] if run.has("weight_nonfinite", "tensor") else np.zeros(1)
+    end = len(run.stream.tensor_steps)
+    weights = Rows(run, end - 1, end).table("weight_nonfinite") if run.has("weight_nonfinite", "tensor") else np.zeros(1)
     loss = run.series("loss").values[-1] if run.has("loss") else np.nan
     return State.RECOVERED if not np.nansum(weights) and np.isfinite(loss) else State.ONGOING
 

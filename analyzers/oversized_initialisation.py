@@ -32,6 +32,7 @@ from stabkit.analyzers.rates import rows_of
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog, TensorInfo
+from stabkit.runlog.rows import Rows, rows_of_steps
 
 __all__ = ["RULE", "OversizedInitialisation", "OversizedInitialisationThresholds"]
 
@@ -75,11 +76,11 @@ class OversizedInitialisation:
         columns = [i for i, t in enumerate(run.tensors) if t.role == "matrix" and t.numel and len(t.shape) >= 2]
         if not columns:
             raise NoOccasion("the optimizer has no matrix")
-        weights = run.table("weight_norm")
-        step, follows = self._follows(run, columns)
+        start = Rows(run, 0, 1).table("weight_norm")[0, columns]
+        step, follows = self._follows(run, columns, start)
         numel = np.array([run.tensors[i].numel for i in columns], dtype=np.float64)
         fan_in = np.array([_fan_in(run.tensors[i]) for i in columns], dtype=np.float64)
-        gain = weights.values[0, columns] * np.sqrt(fan_in / numel)
+        gain = start * np.sqrt(fan_in / numel)
         large = gain > limits.gain
         together = float(np.sqrt((follows[large] ** 2).sum()))
         if numel[large].sum() < limits.part * numel.sum() or not together > limits.dependence:
@@ -108,19 +109,20 @@ class OversizedInitialisation:
             remedy={"init_factor": factor},
         )  # fmt: skip
 
-    def _follows(self, run: RunLog, columns: list[int]) -> tuple[int, Array]:
-        """The first step at which all is finite, and gradient norm x weight norm over loss of the matrices there."""
-        weights, gradients = run.table("weight_norm"), run.table("grad_norm_used")
+    def _follows(self, run: RunLog, columns: list[int], weights: Array) -> tuple[int, Array]:
+        """The first step at which all is finite, and gradient norm x first weight norm over loss of the matrices there."""
+        early = rows_of_steps(run, 1, self.thresholds.early)
+        gradients = early.table("grad_norm_used")
         clipped = run.stream.step_values.get("clip_coefficient", np.ones(len(run.steps)))
         losses = run.series("loss").values
-        for row in np.flatnonzero((gradients.steps >= 1) & (gradients.steps <= self.thresholds.early)).tolist():
-            at = int(rows_of(run, gradients.steps[[row]])[0])
+        for row in range(len(early)):
+            at = int(rows_of(run, early.steps[[row]])[0])
             with np.errstate(divide="ignore", invalid="ignore"):
-                norm = gradients.values[row, columns] / np.nan_to_num(clipped[at], nan=1.0)
+                norm = gradients[row, columns] / np.nan_to_num(clipped[at], nan=1.0)
             if np.isfinite(norm).all() and np.isfinite(losses[at]):
                 if not losses[at] > 0:
                     raise NotApplicable(f"the loss of step {run.steps[at]} is not above 0")
-                return int(gradients.steps[row]), norm * weights.values[0, columns] / losses[at]
+                return int(early.steps[row]), norm * weights / losses[at]
         raise NotApplicable(f"no step up to {self.thresholds.early} has a loss and all gradients")
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from stabkit.analyzers.base import NoOccasion, Rule, Thresholds, found
 from stabkit.analyzers.rates import rate_at
 from stabkit.analyzers.series import episodes, lasts
-from stabkit.analyzers.start import SAFE_RATIO, early_updates
+from stabkit.analyzers.start import SAFE_RATIO, EarlyUpdates, early_updates
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
 
@@ -54,13 +54,17 @@ class OversizedUpdate:
     def __init__(self, thresholds: OversizedUpdateThresholds | None = None) -> None:
         self.thresholds = thresholds or OversizedUpdateThresholds()
 
+    def sweeps(self) -> tuple[type[EarlyUpdates]]:
+        """What it reads of the tensors."""
+        return (EarlyUpdates,)
+
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per episode."""
         if run.stream.optimizer == "LBFGS":
             raise NoOccasion("LBFGS takes the length of its steps from curvature, not from a rate")
         limits = self.thresholds
         updates = early_updates(run)
-        steps = updates.table.steps
+        steps = updates.steps
         for first, last in episodes(updates.largest > limits.ratio, limits.gap, steps):
             ratio, step = float(updates.largest[first]), int(steps[first])
             tensors, lr = updates.order(first, limits.ratio), rate_at(run, step)

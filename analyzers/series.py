@@ -21,6 +21,7 @@ __all__ = [
     "lasts",
     "log_of",
     "mostly",
+    "moving_max",
     "previous",
     "spacing",
     "trailing_level",
@@ -225,6 +226,14 @@ def mostly(flags: Flags, window: int) -> Flags:
     np.cumsum(flags, axis=0, out=counts[1:])
     most: Flags = 2 * (counts[window:] - counts[:-window]) > window
     return most
+
+
+def moving_max(values: Array, window: int) -> Array:
+    """The largest of each `window` rows of [n, series] that follow each other [n - window + 1, series]; no value may be NaN."""
+    largest, span = values, 1
+    while 2 * span <= window:
+        largest, span = np.maximum(largest[:-span], largest[span:]), 2 * span
+    return np.maximum(largest[: len(largest) - (window - span)], largest[window - span :]) if span < window else largest
 
 
 def lasts(last: int, count: int, recent: int = 3) -> bool:

@@ -21,17 +21,19 @@ References:         Wortsman et al. 2023, arXiv 2304.13013 (signal and 2.3); Sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
-from stabkit.analyzers.rates import beta2_of_tensors, highest_rates, rate_at, rows_of
-from stabkit.analyzers.series import Flags, episodes, lasts
+from stabkit.analyzers.rates import beta2_of_groups, groups_of, highest_rates, rate_at, rows_of
+from stabkit.analyzers.series import Flags, Indices, episodes, lasts
+from stabkit.analyzers.sweep import Carry, swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "StaleSecondMoment", "StaleSecondMomentThresholds"]
 
@@ -80,46 +82,109 @@ class StaleSecondMoment:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per event."""
         limits = self.thresholds
-        table = run.table("rms_ratio")
-        steps, values = table.steps[table.steps >= 1], table.values[table.steps >= 1]
-        beta2 = beta2_of_tensors(run, rows_of(run, steps))
-        ceiling = 1 / np.sqrt(1 - beta2)
-        limit = np.minimum(limits.ratio, limits.share_of_ceiling * ceiling)
-        judged = np.array([t.role == "matrix" for t in run.tensors], dtype=bool) & (ceiling > limits.ratio)
-        judged &= (steps >= limits.early)[:, None] & np.isfinite(values)
-        grown = steps[:, None] >= np.round(1 / (1 - beta2))
-        together = np.where(grown, limit, np.maximum(limit, limits.young_together))
-        limit = np.where(grown, limit, np.maximum(limit, limits.young))
-        rows = rows_of(run, steps)
-        judged &= (_rate_has_settled(run, limits.settle)[rows] & (rows >= RULE.min_steps - 1))[:, None]
-        if not judged.any():
-            raise NotApplicable(_why_not(run, beta2, limits))
-        usual = np.where(np.isfinite(values) & (ceiling > limits.ratio), values, 0.0)
-        out = judged & _above_history(usual, limit, limits.over_history, limits.history)
-        many = judged & _above_history(usual, together, limits.over_history, limits.early)
-        most = many.sum(axis=1) >= max(2, sum(t.role == "matrix" for t in run.tensors) / 2)
-        out |= many & most[:, None]
-        limit = np.where(most[:, None], together, limit)
-        lasting = _two_of_three(out)
-        for first, last in episodes((out.sum(axis=1) >= 2) | lasting.any(axis=1), limits.gap, steps):
-            order = [i for i in np.argsort(-values[first], kind="stable").tolist() if out[first, i]]
-            culprit, worst, step = table.tensors[order[0]], float(values[first, order[0]]), int(steps[first])
-            memory = float(beta2[first, order[0]])
+        seen = swept(run, self._begin)
+        if not seen.judged:
+            raise NotApplicable(_why_not(run, limits))
+        steps = seen.steps
+        for first, last in episodes(seen.told, limits.gap, steps):
+            columns, ratios, limit, memories = (part[np.argsort(-seen.at[first][1], kind="stable")] for part in seen.at[first])
+            names = tuple(run.tensors[i].name for i in columns)
+            culprit, worst, step, memory = names[0], float(ratios[0]), int(steps[first]), float(memories[0])
             yield found(
                 RULE,
                 message=f"gradients of {culprit} are {worst:.2g} times what its second moment expects at step {step}",
                 first_step=step,
                 last_step=int(steps[last]),
                 last_good_step=step - 1,
-                state=State.ONGOING if lasts(last, len(values)) else State.RECOVERED,
-                tensors=tuple(table.tensors[i] for i in order[:5]),
+                state=State.ONGOING if lasts(last, len(steps)) else State.RECOVERED,
+                tensors=names[:5],
                 evidence=(
-                    Evidence(metric="rms_ratio", observed=worst, expected=float(limit[first, order[0]]), step=step,
+                    Evidence(metric="rms_ratio", observed=worst, expected=float(limit[0]), step=step,
                              tensor=culprit, note=f"ceiling {1 / np.sqrt(1 - memory):.1f} at beta2 {memory:g}"),
                 ),
                 advice=_advice(culprit, memory, worst, rate_at(run, step)),
                 remedy={"beta2": round(_shorter(memory), 3)} if _shorter(memory) < memory else {},
             )  # fmt: skip
+
+
+    def sweeps(self) -> tuple[Callable[[RunLog], _Events]]:
+        """What it reads of the tensors."""
+        return (self._begin,)
+
+    def _begin(self, run: RunLog) -> _Events:
+        return _Events(run, self.thresholds)
+
+
+class _Events:
+    """The records in which ratios stand out. Of matrices only; limits are worked out per parameter group.
+
+    Attributes:
+        steps: int64 [n], the measured steps from 1 on.
+        told: [n], at which of them there is an event.
+        at: By row: the tensors that are out, their ratios, limits and beta2.
+        judged: Whether there was anything to judge.
+    """
+
+    metrics = ("rms_ratio",)
+
+    def __init__(self, run: RunLog, limits: StaleSecondMomentThresholds) -> None:
+        self._limits = limits
+        self._step0 = int(np.searchsorted(run.stream.tensor_steps, 1))
+        self._columns: Indices = np.array([i for i, t in enumerate(run.tensors) if t.role == "matrix"], dtype=np.int64)
+        self._groups = groups_of(run, "beta2")[self._columns]
+        steps = self.steps = run.stream.tensor_steps[self._step0 :]
+        rows = rows_of(run, steps)
+        self._beta2 = beta2_of_groups(run, rows)
+        ceiling = 1 / np.sqrt(1 - self._beta2)
+        self._able: Flags = ceiling > limits.ratio
+        self._settled = self._able & (_rate_has_settled(run, limits.settle)[rows] & (rows >= RULE.min_steps - 1))[:, None]
+        self._settled &= (steps >= limits.early)[:, None]
+        self._least = np.minimum(limits.ratio, limits.share_of_ceiling * ceiling)
+        self._grown: Flags = steps[:, None] >= np.round(1 / (1 - self._beta2))
+        self._usual, self._usual_early, self._out = Carry(limits.history), Carry(limits.early), Carry(2)
+        self.told: Flags = np.zeros(len(steps), dtype=bool)
+        self.at: dict[int, tuple[Indices, Array, Array, Array]] = {}
+        self.judged = False
+
+    def read(self, rows: Rows) -> None:
+        """Take in the next block."""
+        limits, skipped = self._limits, max(self._step0 - rows.begin, 0)
+        values = np.take(rows.table("rms_ratio")[skipped:], self._columns, axis=1)
+        begin = rows.begin + skipped - self._step0
+        here = slice(begin, begin + len(values))
+        known = np.isfinite(values)
+        judged = self._settled[here][:, self._groups] & known
+        self.judged = self.judged or bool(judged.any())
+        usual = np.where(known & self._able[here][:, self._groups], values, 0.0)
+        least, grown = (each[here][:, self._groups] for each in (self._least, self._grown))
+        if not (usual > least).any():
+            for carry in (self._usual, self._usual_early, self._out):
+                carry(usual if carry is not self._out else np.zeros(usual.shape, dtype=bool))
+            return
+        limit = np.where(grown, least, np.maximum(least, limits.young))
+        together = np.where(grown, least, np.maximum(least, limits.young_together))
+        out = judged & _after(self._usual, usual, limit, limits.over_history, limits.history)
+        many = judged & _after(self._usual_early, usual, together, limits.over_history, limits.early)
+        most = many.sum(axis=1) >= max(2, len(self._columns) / 2)
+        out |= many & most[:, None]
+        limit = np.where(most[:, None], together, limit)
+        lasting = _two_of_three(self._out(out))[-len(out) :]
+        told = (out.sum(axis=1) >= 2) | lasting.any(axis=1)
+        self.told[here] = told
+        beta2 = self._beta2[here][:, self._groups]
+        for row in np.flatnonzero(told).tolist():
+            one = out[row]
+            self.at[begin + row] = self._columns[one], values[row, one], limit[row, one], beta2[row, one]
+
+
+def _after(past: Carry, usual: Array, limit: Array, factor: float, history: int) -> Flags:
+    """`_above_history` of a block [rows, tensors] that comes after others, of which `past` keeps the last rows."""
+    before = past.rows(usual)
+    blind = np.full(before.shape, np.inf)
+    joined = np.concatenate([before, usual])
+    out = _above_history(joined, np.concatenate([blind, limit]), factor, history)
+    past(np.where(out, 0.0, joined)[len(before) :])
+    return out[len(before) :]
 
 
 def _rate_has_settled(run: RunLog, settle: int) -> Flags:
@@ -149,9 +214,10 @@ def _two_of_three(out: Flags) -> Flags:
     return out & earlier
 
 
-def _why_not(run: RunLog, beta2: Array, limits: StaleSecondMomentThresholds) -> str:
-    matrices = [t.role == "matrix" for t in run.tensors]
-    known = beta2[:, matrices][np.isfinite(beta2[:, matrices])]
+def _why_not(run: RunLog, limits: StaleSecondMomentThresholds) -> str:
+    groups = groups_of(run, "beta2")[[tensor.role == "matrix" for tensor in run.tensors]]
+    beta2 = beta2_of_groups(run, rows_of(run, run.stream.tensor_steps[run.stream.tensor_steps >= 1]))[:, np.unique(groups)]
+    known = beta2[np.isfinite(beta2)]
     if not len(known):
         return "no matrix has a known beta2"
     largest = float(known.max())

@@ -7,11 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stabkit.analyzers.series import known_max
+from stabkit.analyzers.series import Flags, Indices, known_max
+from stabkit.analyzers.sweep import swept
 from stabkit.metric import Array
-from stabkit.runlog import RunLog, Table
+from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows, in_blocks
 
-__all__ = ["SAFE_RATIO", "EarlyUpdates", "Warmup", "early_updates", "planned_steps", "warmup_for"]
+__all__ = [
+    "SAFE_RATIO",
+    "EarlyUpdates",
+    "Warmup",
+    "early_ratios",
+    "early_updates",
+    "judged_matrices",
+    "planned_steps",
+    "warmup_for",
+]
 
 SMALLEST_RMS = 1e-3
 """A matrix that starts below this (a zero-initialised projection) has no size that an update could be too large for."""
@@ -20,35 +31,68 @@ SAFE_RATIO = 0.05
 """Update-to-weight ratio of a first step that did no harm where 0.5 and 1.5 did (step 1 of Adam: lr / RMS(W))."""
 
 
-@dataclass(frozen=True)
 class EarlyUpdates:
-    """Update-to-weight ratios of the matrices that can be judged: a table with NaN for the rest, and the largest per step."""
+    """Update-to-weight ratios of the matrices that can be judged, over the steps from 1 on.
 
-    table: Table
-    largest: Array
+    Attributes:
+        steps: int64 [n], the measured steps.
+        largest: [n], the largest ratio of each; NaN where there is none.
+    """
+
+    metrics = ("update_ratio",)
+
+    def __init__(self, run: RunLog) -> None:
+        self._run, self._judged = run, judged_matrices(run)
+        self._step0 = int(np.searchsorted(run.stream.tensor_steps, 1))
+        self.steps: Indices = run.stream.tensor_steps[self._step0 :]
+        self.largest: Array = np.full(len(self.steps), np.nan)
+
+    def read(self, rows: Rows) -> None:
+        """Take in the next block."""
+        first = rows.begin - self._step0
+        self.largest[max(first, 0) : first + len(rows)] = known_max(early_ratios(rows, self._judged), axis=1)[max(-first, 0) :]
 
     def order(self, row: int, limit: float) -> tuple[str, ...]:
         """The matrices above a limit in a row, the largest first."""
-        values = self.table.values[row]
+        at = row + self._step0
+        values = early_ratios(Rows(self._run, at, at + 1), self._judged)[0]
         above = [i for i in np.argsort(-np.nan_to_num(values, nan=-1.0), kind="stable").tolist() if values[i] > limit]
-        return tuple(self.table.tensors[i] for i in above)
+        return tuple(self._run.tensors[i].name for i in above)
 
 
 def early_updates(run: RunLog) -> EarlyUpdates:
-    """Update-to-weight ratios [steps from 1, tensors] of matrices and embeddings that do not start at (almost) zero.
+    """Update-to-weight ratios of matrices and embeddings that do not start at (almost) zero."""
+    return swept(run, EarlyUpdates)
+
+
+def early_ratios(rows: Rows, judged: Flags) -> Array:
+    """Update-to-weight ratios [rows, tensors], NaN of tensors that are not judged."""
+
+    def ratios(rows: Rows) -> Array:
+        values = rows.table("update_ratio")
+        return np.where(judged & np.isfinite(values), values, np.nan)
+
+    return rows.once("early_ratios", ratios)
+
+
+def judged_matrices(run: RunLog) -> Flags:
+    """Of each tensor, whether it is a matrix or an embedding that does not start at (almost) zero.
 
     Causal all the same: a tensor has no ratio before its first weight norm.
     """
-    table, weights = run.table("update_ratio"), run.table("weight_norm").values
-    numel = np.array([max(t.numel, 1) for t in run.tensors])
-    known = np.isfinite(weights)
-    first = np.where(known.any(axis=0), weights[known.argmax(axis=0), np.arange(len(run.tensors))], 0.0)
-    judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors], dtype=bool)
-    judged &= first / np.sqrt(numel) >= SMALLEST_RMS
-    rows = table.steps >= 1
-    values = np.where(judged & np.isfinite(table.values), table.values, np.nan)[rows]
-    kept = Table(table.metric, table.unit, table.steps[rows], table.tensors, values, table.basis)
-    return EarlyUpdates(kept, known_max(values, axis=1))
+    if judged_matrices not in run.memo:
+        numel = np.array([max(t.numel, 1) for t in run.tensors])
+        judged = np.array([t.role in ("matrix", "embedding") for t in run.tensors], dtype=bool)
+        first = np.full(len(run.tensors), np.nan)
+        for rows in in_blocks(run, ("weight_norm",)):
+            weights = rows.table("weight_norm")
+            known = np.isfinite(weights) & np.isnan(first)
+            first = np.where(known.any(axis=0), weights[known.argmax(axis=0), np.arange(len(first))], first)
+            if np.isfinite(first[judged]).all():
+                break
+        run.memo[judged_matrices] = judged & (np.nan_to_num(first) / np.sqrt(numel) >= SMALLEST_RMS)
+    found: Flags = run.memo[judged_matrices]
+    return found
 
 
 def planned_steps(run: RunLog) -> int | None:

@@ -23,8 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.broken import BrokenGradients
 from stabkit.analyzers.habit import Habit, habit
 from stabkit.analyzers.series import Flags
+from stabkit.analyzers.sweep import swept
 from stabkit.finding import Evidence, Finding, Severity
 from stabkit.runlog import RunLog
 
@@ -96,7 +98,5 @@ def _overflowed(run: RunLog) -> Flags:
     """[n] whether the gradients the optimizer used are known to have held a NaN or an infinity."""
     flags = np.zeros(len(run.steps), dtype=bool)
     if run.has("grad_nonfinite", "tensor"):
-        counts = run.table("grad_nonfinite")
-        bad = counts.steps[(counts.values > 0).any(axis=1)]
-        flags = np.isin(run.steps, bad)
+        flags = np.isin(run.steps, run.stream.tensor_steps[swept(run, BrokenGradients).rows])
     return flags

@@ -21,20 +21,22 @@ References:         Kosson et al. 2024, arXiv 2305.17212: in balance the ratio o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.norms import usual_clip
-from stabkit.analyzers.rates import of_tensors, rows_of
-from stabkit.analyzers.series import Flags, episodes, known_max, known_median, lasts
-from stabkit.analyzers.start import early_updates
+from stabkit.analyzers.rates import groups_of, rows_of
+from stabkit.analyzers.series import Flags, Indices, episodes, known_max, known_median, lasts, moving_max
+from stabkit.analyzers.start import early_ratios, judged_matrices
+from stabkit.analyzers.sweep import Carry, swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "UpdateRatioJump", "UpdateRatioJumpThresholds"]
 
@@ -86,62 +88,115 @@ class UpdateRatioJump:
         if run.stream.optimizer == "LBFGS":
             raise NoOccasion("LBFGS takes the length of its steps from curvature, not from a rate")
         limits = self.thresholds
-        table = early_updates(run).table
-        steps, ratios = table.steps, table.values
-        if len(steps) <= limits.least:
-            raise NotApplicable(f"{len(steps)} measured steps; needs {limits.least + 1}")
-        rows = rows_of(run, steps)
-        lr = of_tensors(run, "lr", rows)
-        before = np.concatenate([lr[:1], np.fmax.accumulate(lr)[:-1]])
-        per_rate = _per_rate(ratios, np.fmin(lr, before))
-        out, jumps = self._out(ratios, per_rate, lr > limits.rate_jump * before)
-        out &= (rows >= RULE.min_steps - 1)[:, None]
-        at_all: Flags = np.asarray(out.any(axis=1))
-        for first, last in episodes(at_all, limits.gap, steps):
-            order = [i for i in np.argsort(-np.nan_to_num(jumps[first]), kind="stable").tolist() if out[first, i]]
-            i = order[0]
-            step, ratio, jump = int(steps[first]), float(ratios[first, i]), float(jumps[first, i])
-            cause = _Rate(float(lr[first, i]), float(before[first, i]), float(lr[max(0, first - 1), i]))
+        jumps = swept(run, self._begin)
+        steps = jumps.steps
+        for first, last in episodes(jumps.told, limits.gap, steps):
+            columns, ratios, far = jumps.at[first]
+            order = columns[np.argsort(-far, kind="stable")].tolist()
+            i, place = order[0], int(np.argmax(far))
+            name, step, ratio, jump = run.tensors[i].name, int(steps[first]), float(ratios[place]), float(far[place])
+            cause = jumps.rate(i, first)
             jumped = cause.now > limits.rate_jump * cause.before
-            advice, remedy = _advice(run, table.tensors[i], step, cause if jumped else None)
+            advice, remedy = _advice(run, name, step, cause if jumped else None)
             yield found(
                 RULE,
-                message=f"step {step} moved {table.tensors[i]} {jump:.3g} times as far as is usual for it"
+                message=f"step {step} moved {name} {jump:.3g} times as far as is usual for it"
                 + (f": the rate jumped from {cause.before:.3g} to {cause.now:.3g}" if jumped else ""),
                 first_step=step,
                 last_step=int(steps[last]),
                 last_good_step=step - 1,
                 state=State.ONGOING if lasts(last, len(steps)) else State.RECOVERED,
-                tensors=tuple(table.tensors[j] for j in order[:5]),
+                tensors=tuple(run.tensors[j].name for j in order[:5]),
                 evidence=(
                     Evidence(metric="update_ratio", observed=ratio, expected=ratio / jump, step=step,
-                             tensor=table.tensors[i], note="recent median at this rate"),
+                             tensor=name, note="recent median at this rate"),
                     Evidence(metric="lr", observed=cause.now, expected=cause.before, step=step, note="highest before"),
                 ),
                 advice=advice,
                 remedy=remedy,
             )  # fmt: skip
 
-    def _out(self, ratios: Array, per_rate: Array, rate_jumped: Flags) -> tuple[Flags, Array]:
-        """[steps, tensors]: which updates stand out, and how far above the recent median (NaN where that was not asked)."""
-        limits, tensors = self.thresholds, ratios.shape[1]
-        out, jumps = np.zeros(ratios.shape, dtype=bool), np.full(ratios.shape, np.nan)
-        alone = limits.jump + np.log2(max(1, tensors))
-        jump = np.where(rate_jumped, limits.jump_with_rate, alone)
-        over = np.where(rate_jumped, limits.over_largest_with_rate, limits.over_largest)
-        low = np.nan_to_num(per_rate, nan=0.0)
-        recent = sliding_window_view(low, limits.least, axis=0)[:-1].max(axis=-1)  # of the records before: few pass this
-        may = np.zeros_like(out)
-        may[limits.least :] = (low[limits.least :] > over[limits.least :] * recent) & (recent > 0)
-        may &= ratios > limits.smallest
+    def sweeps(self) -> tuple[Callable[[RunLog], _Jumps]]:
+        """What it reads of the tensors."""
+        return (self._begin,)
+
+    def _begin(self, run: RunLog) -> _Jumps:
+        return _Jumps(run, self.thresholds)
+
+
+class _Jumps:
+    """The updates that stand out.
+
+    Attributes:
+        steps: int64 [n], the measured steps from 1 on.
+        told: [n], at which of them any does.
+        at: By row: the tensors, their update ratios, and how many times their recent median per rate these are.
+    """
+
+    metrics = ("update_ratio",)
+
+    def __init__(self, run: RunLog, limits: UpdateRatioJumpThresholds) -> None:
+        self._limits, self._judged = limits, judged_matrices(run)
+        self._step0 = int(np.searchsorted(run.stream.tensor_steps, 1))
+        self.steps: Indices = run.stream.tensor_steps[self._step0 :]
+        if len(self.steps) <= limits.least:
+            raise NotApplicable(f"{len(self.steps)} measured steps; needs {limits.least + 1}")
+        rows = rows_of(run, self.steps)
+        self._may_judge: Flags = rows >= RULE.min_steps - 1
+        self._now, self._groups = run.table("lr").values[rows], groups_of(run, "lr")
+        self._before = np.concatenate([self._now[:1], np.fmax.accumulate(self._now)[:-1]])
+        self.told: Flags = np.zeros(len(self.steps), dtype=bool)
+        self.at: dict[int, tuple[Indices, Array, Array]] = {}
+        self._recent = Carry(int(max(limits.history, limits.least)))
+
+    def rate(self, tensor: int, row: int) -> _Rate:
+        """What the rate of a tensor was at a row and before it."""
+        group = self._groups[tensor]
+        now, before, last = self._now[row, group], self._before[row, group], self._now[max(0, row - 1), group]
+        return _Rate(float(now), float(before), float(last))
+
+    def read(self, rows: Rows) -> None:
+        """Take in the next block."""
+        limits, skipped = self._limits, max(self._step0 - rows.begin, 0)
+        ratios = early_ratios(rows, self._judged)[skipped:]
+        begin = rows.begin + skipped - self._step0
+        now, before = (rates[begin : begin + len(ratios)] for rates in (self._now, self._before))
+        rate_jumped = now > limits.rate_jump * before
+        per_rate = self._recent(_per_rate(ratios, np.fmin(now, before)[:, self._groups]))
+        past = len(per_rate) - len(ratios)
+        may = self._may_stand_out(ratios, per_rate, rate_jumped) & self._may_judge[begin : begin + len(ratios), None]
         for row in np.flatnonzero(may.any(axis=1)).tolist():
             columns = np.flatnonzero(may[row])
-            past = per_rate[max(0, row - limits.history) : row][:, columns]
-            jumps[row, columns] = per_rate[row, columns] / known_median(past)
-            enough = np.isfinite(past).sum(axis=0) >= limits.least
-            largest = per_rate[row, columns] > over[row, columns] * known_max(past[-limits.recent :])
-            out[row, columns] = enough & largest & (jumps[row, columns] > jump[row, columns])
-        return out, jumps
+            jumped = rate_jumped[row, self._groups[columns]]
+            self._judge(begin + row, columns, ratios[row, columns], per_rate[: past + row + 1, columns], jumped)
+
+    def _may_stand_out(self, ratios: Array, per_rate: Array, rate_jumped: Flags) -> Flags:
+        """[rows, tensors]: what is above the largest of the records just before. Only those few are looked at closely."""
+        limits, n = self._limits, len(ratios)
+        may = np.zeros(ratios.shape, dtype=bool)
+        low = np.minimum(np.fmax(per_rate[-(n + limits.least) :], 0.0), np.finfo(float).max)
+        if len(low) > limits.least:
+            recent = moving_max(low, limits.least)[:-1]
+            over: Any = limits.over_largest
+            if rate_jumped.any():
+                over = np.where(rate_jumped, limits.over_largest_with_rate, over)[-len(recent) :, self._groups]
+            with np.errstate(over="ignore"):
+                may[-len(recent) :] = (low[limits.least :] > over * recent) & (recent > 0)
+        return may & (ratios > limits.smallest)
+
+    def _judge(self, row: int, columns: Indices, ratios: Array, per_rate: Array, rate_jumped: Flags) -> None:
+        """Look closely at one step of some tensors: their ratios, and what these were per rate up to it [records, tensors]."""
+        limits = self._limits
+        now, past = per_rate[-1], per_rate[max(0, len(per_rate) - 1 - limits.history) : -1]
+        alone = limits.jump + np.log2(max(1, len(self._groups)))
+        over = np.where(rate_jumped, limits.over_largest_with_rate, limits.over_largest)
+        with np.errstate(over="ignore"):
+            jumps = now / known_median(past)
+            far = (now > over * known_max(past[-limits.recent :])) & (np.isfinite(past).sum(axis=0) >= limits.least)
+        far &= jumps > np.where(rate_jumped, limits.jump_with_rate, alone)
+        if far.any():
+            self.told[row] = True
+            self.at[row] = columns[far], ratios[far], jumps[far]
 
 
 @dataclass(frozen=True)

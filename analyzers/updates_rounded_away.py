@@ -28,9 +28,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import highest_rates, rows_of
 from stabkit.analyzers.series import Flags, Indices
+from stabkit.analyzers.sweep import swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "UpdatesRoundedAway", "UpdatesRoundedAwayThresholds"]
 
@@ -70,32 +72,36 @@ class UpdatesRoundedAway:
     def __init__(self, thresholds: UpdatesRoundedAwayThresholds | None = None) -> None:
         self.thresholds = thresholds or UpdatesRoundedAwayThresholds()
 
+    def sweeps(self) -> tuple[type[_Lost]]:
+        """What it reads of the tensors."""
+        return (_Lost,)
+
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding: where the median first falls below the limit."""
         coarse = np.array([t.dtype in HALF_SURVIVE for t in run.tensors], dtype=bool)
         if not coarse.any():
             raise NoOccasion("the optimizer's weights are not of 16 bits")
-        unchanged = run.table("unchanged_fraction")
-        numel = np.where(coarse, np.array([t.numel for t in run.tensors]), 0.0)
-        rates = highest_rates(run)[rows_of(run, unchanged.steps)]
-        rows, changed = self._judged(unchanged.values, numel, rates)
+        steps = run.stream.tensor_steps
+        rates = highest_rates(run)[rows_of(run, steps)]
+        rows, changed = self._judged(swept(run, _Lost), rates)
         told = self._first(rows, changed, rates)
         if told is None:
             return
         at, window, low = told
         span = rows[at - window + 1 : at + 1]
-        step, share, rate = int(unchanged.steps[rows[at]]), float(np.median(changed[at - window + 1 : at + 1])), rates[rows[at]]
-        names = _most_lost(run, unchanged.values[span], coarse)
-        needed = float(rate) * self._short_of(run, span, coarse)
-        last = int(unchanged.steps[rows[np.flatnonzero(low)[-1]]])
+        step, share, rate = int(steps[rows[at]]), float(np.median(changed[at - window + 1 : at + 1])), rates[rows[at]]
+        near = Rows(run, int(span[0]), int(span[-1]) + 1)
+        names = _most_lost(run, near.table("unchanged_fraction")[span - near.begin], coarse)
+        needed = float(rate) * self._short_of(run, near, span - near.begin)
+        last = int(steps[rows[np.flatnonzero(low)[-1]]])
         yield found(
             RULE,
             message=f"{1 - share:.0%} of the updates at rate {rate:.3g} are rounded away in the steps up to {step}: the "
             f"weights are {run.tensors[int(np.argmax(coarse))].dtype}",
             first_step=step,
             last_step=last,
-            event_step=int(unchanged.steps[span[0]]),
-            last_good_step=int(unchanged.steps[span[0]]) - 1,
+            event_step=int(steps[span[0]]),
+            last_good_step=int(steps[span[0]]) - 1,
             state=State.ONGOING if low[-1] else State.RECOVERED,
             tensors=names,
             evidence=(
@@ -133,22 +139,41 @@ class UpdatesRoundedAway:
         at = int(np.argmax(either))
         return at, limits.window if low[1, at] else limits.few, either
 
-    def _judged(self, unchanged: Array, numel: Array, rates: Array) -> tuple[Indices, Array]:
+    def _judged(self, seen: _Lost, rates: Array) -> tuple[Indices, Array]:
         """Rows in which 16-bit weights were compared at a rate worth judging, and the share that changed in each."""
-        known = np.isfinite(unchanged) * numel
-        total = known.sum(axis=1)
         level = self.thresholds.rate * np.fmax.accumulate(rates)
-        rows: Indices = np.flatnonzero((total > 0) & (rates > 0) & (rates >= level))
-        lost = (np.nan_to_num(unchanged[rows]) * known[rows]).sum(axis=1)
-        return rows, 1 - lost / total[rows]
+        rows: Indices = np.flatnonzero((seen.total > 0) & (rates > 0) & (rates >= level))
+        return rows, 1 - seen.lost[rows] / seen.total[rows]
 
-    def _short_of(self, run: RunLog, rows: Indices, coarse: Flags) -> float:
+    def _short_of(self, run: RunLog, near: Rows, rows: Indices) -> float:
         """By what factor the rate falls short of one at which half of the updates survive."""
-        update, weight = (run.table(name).values[rows][:, coarse] for name in ("update_norm", "weight_norm"))
+        coarse = [tensor.dtype in HALF_SURVIVE for tensor in run.tensors]
+        update, weight = (near.table(name)[rows][:, coarse] for name in ("update_norm", "weight_norm"))
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = np.sqrt(np.nansum(update**2, axis=1) / np.nansum(weight**2, axis=1))
         limit = max(HALF_SURVIVE[t.dtype] for t in run.tensors if t.dtype in HALF_SURVIVE)
         return limit / float(np.nanmedian(ratio)) if np.any(ratio > 0) else float("nan")
+
+
+class _Lost:
+    """What became of the updates of 16-bit weights.
+
+    Attributes:
+        total: [n], elements that were compared at each measured step.
+        lost: [n], those that did not change.
+    """
+
+    metrics = ("unchanged_fraction",)
+
+    def __init__(self, run: RunLog) -> None:
+        self._numel = np.array([t.numel if t.dtype in HALF_SURVIVE else 0.0 for t in run.tensors])
+        self.total, self.lost = np.zeros((2, len(run.stream.tensor_steps)))
+
+    def read(self, rows: Rows) -> None:
+        """Take in the next block."""
+        here, unchanged = slice(rows.begin, rows.begin + len(rows)), rows.table("unchanged_fraction")
+        known = np.isfinite(unchanged) * self._numel
+        self.total[here], self.lost[here] = known.sum(axis=1), (np.nan_to_num(unchanged) * known).sum(axis=1)
 
 
 def _most_lost(run: RunLog, unchanged: Array, coarse: Flags) -> tuple[str, ...]:

@@ -24,16 +24,18 @@ References:         Glorot and Bengio 2010 (AISTATS), He et al. 2015, arXiv 1502
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
-from stabkit.analyzers.series import Indices, known_median, mostly
+from stabkit.analyzers.series import Flags, Indices, known_median, mostly
+from stabkit.analyzers.sweep import Carry, swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
 from stabkit.runlog import RunLog
+from stabkit.runlog.rows import Rows
 
 __all__ = ["RULE", "VanishingGradient", "VanishingGradientThresholds"]
 
@@ -67,25 +69,25 @@ class VanishingGradient:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """At most one finding: the first matrices that are cut off, the most cut off first."""
         limits = self.thresholds
-        columns = np.array([i for i, t in enumerate(run.tensors) if t.numel], dtype=np.int64)
+        columns = _columns(run)
         matrices = np.array([run.tensors[i].role == "matrix" for i in columns], dtype=bool)
         if not matrices[:-1].any():
             raise NoOccasion("no tensor lies behind a matrix")
-        steps, shares = _shares(run, columns)
+        seen = swept(run, self._begin)
+        rows, steps = seen.rows, run.stream.tensor_steps[seen.rows]
         if len(steps) < limits.window:
             raise NotApplicable(f"{len(steps)} steps after the first were measured; needs {limits.window}")
-        gone = mostly(shares < limits.share, limits.window) & matrices
-        if not gone.any():
+        if seen.first is None:
             return
-        at = int(np.argmax(gone.any(axis=1)))
-        median = known_median(shares[at : at + limits.window])
-        concerned = np.flatnonzero(gone[at])[::-1]  # of equals, such as zeros, the one nearest to the output is the cause
+        at, concerned, last = seen.first, np.flatnonzero(seen.gone)[::-1], seen.last  # of equals, such as zeros, the one
+        near = Rows(run, int(rows[at]), int(rows[at + limits.window - 1]) + 1)  # nearest to the output is the cause
+        kept = rows[at : at + limits.window] - near.begin
+        median = known_median(_shares(run, near, columns)[kept])
         concerned = concerned[np.argsort(median[concerned], kind="stable")]
         worst, row = int(concerned[0]), at + limits.window - 1
         names = tuple(run.tensors[columns[i]].name for i in concerned)
         step, share = int(steps[row]), float(median[worst])
-        last = int(np.flatnonzero(gone[:, concerned].any(axis=1))[-1])
-        norm = float(np.median(run.series("grad_norm_used", names[0]).values[_measured(run)][at : row + 1]))
+        norm = float(np.median(near.table("grad_norm_used")[kept, columns[worst]]))
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         what = f"is {share:.2g} of that behind it" if share else "is exactly 0"
         yield found(
@@ -95,7 +97,7 @@ class VanishingGradient:
             last_step=int(steps[last + limits.window - 1]),
             event_step=int(steps[at]),
             last_good_step=int(steps[at]) - 1 if at else 0,
-            state=State.ONGOING if last == len(gone) - 1 else State.RECOVERED,
+            state=State.ONGOING if last == len(steps) - limits.window else State.RECOVERED,
             tensors=names,
             evidence=(
                 Evidence(metric="grad_norm_used", observed=norm, step=step, tensor=names[0], note="median"),
@@ -106,22 +108,75 @@ class VanishingGradient:
         )  # fmt: skip
 
 
-def _measured(run: RunLog) -> Indices:
-    """Rows of the measured steps from 2 on: at the first, a layer that begins at zero stops every gradient before it."""
-    norms = run.table("grad_norm_used")
-    return np.flatnonzero((norms.steps >= 2) & np.isfinite(norms.values).any(axis=1))
+    def sweeps(self) -> tuple[Callable[[RunLog], _Gone]]:
+        """What it reads of the tensors."""
+        return (self._begin,)
+
+    def _begin(self, run: RunLog) -> _Gone:
+        return _Gone(run, self.thresholds)
 
 
-def _shares(run: RunLog, columns: Indices) -> tuple[Indices, Array]:
-    """(steps, [steps, tensors]): gradient over the largest behind it, the largest of three ways to compare; NaN if unknown."""
-    rows, norms = _measured(run), run.table("grad_norm_used")
-    gradients, weights = norms.values[rows][:, columns], run.table("weight_norm").values[rows][:, columns]
+class _Gone:
+    """The first matrices that are cut off, and until when they are.
+
+    Attributes:
+        rows: int64 [n], the rows of `run.stream.tensor_steps` that count.
+        first: The first of these at which a window begins that shows a matrix cut off; None where none does.
+        gone: [tensors], which matrices that window shows.
+        last: The last at which a window begins that shows one of them.
+    """
+
+    metrics = ("grad_norm_used", "weight_norm")
+
+    def __init__(self, run: RunLog, limits: VanishingGradientThresholds) -> None:
+        self._run, self._limits = run, limits
+        self._columns = _columns(run)
+        self._matrices = np.array([run.tensors[i].role == "matrix" for i in self._columns], dtype=bool)
+        self._low = Carry(limits.window - 1)
+        self._rows: list[Indices] = []
+        self._count = 0
+        self.first: int | None = None
+        self.last = 0
+        self.gone: Flags = np.zeros(len(self._columns), dtype=bool)
+
+    @property
+    def rows(self) -> Indices:
+        """All rows that count, so far."""
+        return np.concatenate([np.empty(0, np.int64), *self._rows])
+
+    def read(self, rows: Rows) -> None:
+        """Take in the next block."""
+        # At the first step, a layer that begins at zero stops every gradient before it.
+        measured = np.flatnonzero((rows.steps >= 2) & np.isfinite(rows.table("grad_norm_used")).any(axis=1))
+        low = self._low((_shares(self._run, rows, self._columns) < self._limits.share)[measured])
+        self._rows.append(rows.begin + measured)
+        self._count += len(measured)
+        if len(low) < self._limits.window or not low[:, self._matrices].any():
+            return
+        gone = mostly(low, self._limits.window) & self._matrices
+        begin = self._count - len(low)
+        if self.first is None and gone.any():
+            at = int(np.argmax(gone.any(axis=1)))
+            self.first, self.gone = begin + at, gone[at]
+        lasting = np.flatnonzero(gone[:, self.gone].any(axis=1))
+        if len(lasting):
+            self.last = begin + int(lasting[-1])
+
+
+def _columns(run: RunLog) -> Indices:
+    """The tensors that have elements."""
+    return np.array([i for i, t in enumerate(run.tensors) if t.numel], dtype=np.int64)
+
+
+def _shares(run: RunLog, rows: Rows, columns: Indices) -> Array:
+    """[rows, tensors]: gradient over the largest behind it, the largest of three ways to compare; NaN if unknown."""
+    gradients, weights = (np.take(rows.table(name), columns, axis=1) for name in ("grad_norm_used", "weight_norm"))
     root = np.sqrt([run.tensors[i].numel for i in columns])
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         before = np.fmax.accumulate(gradients, axis=1)
         ways = [before / _behind(gradients)]
         ways += [values / _behind(values) for values in (gradients / root, gradients * weights)]
-    return norms.steps[rows], np.maximum.reduce(ways)
+    return np.asarray(np.maximum.reduce(ways))
 
 
 def _behind(values: Array) -> Array:

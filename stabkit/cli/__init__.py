@@ -22,16 +22,14 @@ import click
 
 from stabkit import __version__
 from stabkit.cli.choice import Words, chosen, pages, similar
-from stabkit.cli.exits import Commands, complain, run_as_program, told
+from stabkit.cli.exits import Commands, complain, run_as_program
 from stabkit.errors import StabkitError, UsageError
 from stabkit.finding import Diagnosis, Severity, Status
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stabkit.analyzers import Analyzer
     from stabkit.report.json import Unreadable
-    from stabkit.runlog import RunLog
 
 __all__ = ["commands", "main"]
 
@@ -88,6 +86,7 @@ def analyze(
     could not look. Of several paths the highest counts. --follow ends with the run, or by Ctrl-C, with the code of what
     was found until then.
     """
+    from stabkit.cli.several import Task, judge_all
     from stabkit.report.text import report, tally
 
     asked, required, left_out = chosen(**rules)
@@ -107,8 +106,10 @@ def analyze(
     found = list(_each(paths, columns))
     if format == "html" and len(found) > 1:
         raise click.UsageError(f"a page is about one run, not {len(found)}. Write each: stabkit report PATH -o FILE")
-    for path in found:
-        run, log, failure = _judge(path, attempt, asked, columns)
+    for judged in judge_all(found, Task(attempt, asked, columns)):
+        run, log, failure = judged.run, judged.log, judged.code
+        if not isinstance(run, Diagnosis):
+            complain(run.error)
         if isinstance(run, Diagnosis):
             failure = _code(run, threshold, required)
             if format == "text":
@@ -233,14 +234,15 @@ def info(path: str, attempt: int | None, mapping: Words) -> None:
 def demo(directory: Path, steps: int, seed: int) -> None:
     """Train a small real model with and without a warmup, and judge both."""
     from stabkit.analyzers import ANALYZERS
+    from stabkit.cli.several import Task
     from stabkit.demo import demo as train
     from stabkit.report.text import report
 
     for path in train(directory, seed, steps, click.echo):
         click.echo()
-        run, log, _ = _judge(str(path), None, ANALYZERS)
-        if isinstance(run, Diagnosis):
-            report(run, _console(), 0, log)
+        judged = Task(None, ANALYZERS, {}).judge(str(path))
+        if isinstance(judged.run, Diagnosis):
+            report(judged.run, _console(), 0, judged.log)
     click.echo(f"\nLook at both: tensorboard --logdir {directory}\nJudge again:  stabkit analyze {directory}/*")
 
 
@@ -267,23 +269,6 @@ def _columns(mapping: Words) -> dict[str, str]:
         if "=" not in word:
             raise click.BadParameter(f"{word!r} is not of the form QUANTITY=COLUMN", param_hint="--map")
     return {quantity.strip(): column for quantity, _, column in (word.partition("=") for word in mapping)}
-
-
-def _judge(
-    path: str, attempt: int | None, rules: tuple[Analyzer, ...], columns: Mapping[str, str] | None = None
-) -> tuple[Diagnosis | Unreadable, RunLog | None, int]:
-    """A diagnosis and its run, or why there is none and the exit code for that: one path must not stop the others."""
-    from stabkit.analyzers import analyze as judge
-    from stabkit.report.json import Unreadable
-    from stabkit.sources import load
-
-    try:
-        run = load(path, attempt, columns)
-        return judge(run, rules), run, 0
-    except Exception as error:
-        message = told(error, path)
-        complain(message)
-        return Unreadable(path, message), None, 2 if isinstance(error, UsageError) else 3
 
 
 def _code(run: Diagnosis, threshold: Severity, required: Words) -> int:

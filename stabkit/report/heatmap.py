@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stabkit.metric import METRICS, Array
 from stabkit.report.downsample import Buckets, extremes
 from stabkit.runlog import RunLog
-from stabkit.runlog.columns import OrMissing
+from stabkit.runlog.columns import OrMissing, of_rows
 
 __all__ = ["QUANTITIES", "heatmap", "modules"]
 
@@ -149,10 +149,12 @@ def _levels(
 def _broken(run: RunLog, buckets: Buckets, first_row: int) -> Array:
     """How many elements of gradient and weights were no numbers, at most, in each bucket [buckets, tensors]."""
     count = np.zeros((len(buckets.filled), len(run.tensors)))
-    for column in ("grad_nonfinite", "weight_nonfinite"):
-        if column in run.stream.columns:
-            _, most = extremes(np.asarray(run.stream.columns[column])[first_row:], buckets.starts)
-            count += np.nan_to_num(most)
+    ends = np.append(buckets.starts, len(run.stream.tensor_steps) - first_row)
+    for first, stop in _slices(ends, len(run.tensors)):
+        begin, end = int(ends[first]), int(ends[stop])
+        held = of_rows(run.stream.columns, ("grad_nonfinite", "weight_nonfinite"), first_row + begin, first_row + end)
+        for values in held.values():
+            count[first:stop] += np.nan_to_num(extremes(values, ends[first:stop] - begin)[1])
     return count
 
 
@@ -184,7 +186,7 @@ def _values(run: RunLog, name: str, begin: int, end: int) -> Array:
     """The quantity at some rows [rows, tensors], worked out from those rows only."""
     stream = run.stream
     metric = METRICS[name, "tensor"]
-    held = {column: np.asarray(stream.columns[column][begin:end]) for column in metric.columns if column in stream.columns}
+    held = of_rows(stream.columns, metric.columns, begin, end)
     numel = np.array([tensor.numel for tensor in run.tensors], dtype=np.float64)
     assert metric.derive is not None  # every quantity of a tensor is derived from columns
     with np.errstate(all="ignore"):

@@ -14,7 +14,7 @@ import numpy as np
 from stabkit.finding import Diagnosis, Finding
 from stabkit.report.heatmap import QUANTITIES
 from stabkit.runlog import RunLog
-from stabkit.runlog.columns import LazyColumns
+from stabkit.runlog.columns import part_of
 
 __all__ = ["LIMIT", "PAST", "Mover", "between", "movers"]
 
@@ -59,7 +59,7 @@ def between(run: RunLog, first: int, last: int) -> RunLog:
     stream = run.stream
     begin = int(np.searchsorted(stream.tensor_steps, max(first, 1), "left"))
     end = int(np.searchsorted(stream.tensor_steps, last, "right"))
-    columns = LazyColumns(tuple(stream.columns), lambda name: stream.columns[name][begin:end])
+    columns = part_of(stream.columns, begin, end)
     return replace(run, streams=(replace(stream, tensor_steps=stream.tensor_steps[begin:end], columns=columns),), index=0)
 
 

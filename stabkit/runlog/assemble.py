@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabkit.metric import Array
-from stabkit.runlog.columns import LazyColumns
-from stabkit.runlog.record import GROUP_FIELDS, STEP_FIELDS, Layout, TensorInfo
+from stabkit.runlog.blocks import blocks_of, columns_of
+from stabkit.runlog.record import GROUP_FIELDS, STEP_FIELDS, Layout
 from stabkit.runlog.run import Stream
 from stabkit.runlog.segments import Segment
 
@@ -48,7 +48,7 @@ def assemble(
     measured = _belonging(_last_of_each(tensors, attempt), tensors, rows.steps, times)
     values = {name: _gather(steps, name, rows) for name in STEP_FIELDS if name not in _INTERNAL}
     values["applied_steps"][values["applied_steps"] < 0] = np.nan
-    blocks, infos, nameless = _blocks(tensors, measured, layouts)
+    blocks, infos, nameless = blocks_of(tensors, measured.row, layouts)
     numbers = _gather(steps, "layout", rows)
     layout = next((layouts[int(n)] for n in numbers[::-1] if 0 <= n < len(layouts)), None)
     layout = layout or next((known for known in reversed(layouts) if known), Layout(()))
@@ -58,7 +58,7 @@ def assemble(
         group_values=_group_values(steps, rows),
         tensors=infos or layout.tensors,
         tensor_steps=measured.steps,
-        columns=_columns(blocks, len(measured.steps), len(infos)),
+        columns=columns_of(blocks, len(measured.steps), len(infos)),
         optimizer=layout.optimizer,
         implementation=layout.implementation,
         options=dict(layout.options),
@@ -158,74 +158,3 @@ def _group_values(segments: Sequence[Segment], rows: _Rows) -> dict[str, Array]:
         for name, table in values.items():
             table[begin:end, :width] = segment["group"][name][:, :width]
     return {name: table[rows.row] for name, table in values.items()}
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Records of one segment and one layout, and where they go in the table: `table[at, place] = records[rows]`."""
-
-    records: NDArray[Any]
-    rows: Index | slice
-    at: Index | slice
-    place: Index | slice
-
-
-def _blocks(
-    segments: Sequence[Segment], measured: _Rows, layouts: Sequence[Layout | None]
-) -> tuple[list[_Block], tuple[TensorInfo, ...], bool]:
-    """The blocks, the union of the layouts' tensors in order of appearance, and whether any tensor's name is lost."""
-    blocks: list[_Block] = []
-    infos: dict[str, TensorInfo] = {}
-    position: dict[str, int] = {}
-    nameless = False
-    begin = 0
-    for segment in segments:
-        inside = np.flatnonzero((measured.row >= begin) & (measured.row < begin + len(segment.rows)))
-        rows = segment.rows[measured.row[inside] - begin]
-        begin += len(segment.rows)
-        numbers = segment.records["layout"][rows]
-        for number in np.unique(numbers).tolist():
-            width = segment.records.dtype["tensors"].shape[0]
-            layout = layouts[number] if 0 <= number < len(layouts) else None
-            if layout is None or len(layout.tensors) != width:
-                layout = Layout(tuple(TensorInfo(f"tensor{i}", ()) for i in range(width)))
-                nameless = True
-            for info in layout.tensors:
-                position.setdefault(info.name, len(position))
-                infos[info.name] = info
-            here = np.flatnonzero(numbers == number)
-            columns = np.array([position[info.name] for info in layout.tensors], dtype=np.int64)
-            place = _span(columns)
-            at = _span(inside[here]) if isinstance(place, slice) else inside[here][:, None]
-            blocks.append(_Block(segment.records["tensors"], _span(rows[here]), at, place))
-    return blocks, tuple(infos.values()), nameless
-
-
-def _span(index: Index) -> Index | slice:
-    """The same index as a slice where it is one: an order of magnitude faster on a mapped file."""
-    whole = len(index) and int(index[-1]) - int(index[0]) == len(index) - 1 and bool(np.all(np.diff(index) == 1))
-    return slice(int(index[0]), int(index[-1]) + 1) if whole else index
-
-
-def _columns(blocks: list[_Block], steps: int, tensors: int) -> LazyColumns:
-    """Every column any block has, as [steps, tensors], NaN where a layout lacks the tensor."""
-    names = dict.fromkeys(name for block in blocks for name in block.records.dtype.names or ())
-
-    def read(name: str) -> Array:
-        values = np.full((steps, tensors), np.nan)
-        for block in blocks:
-            if name in (block.records.dtype.names or ()):
-                values[block.at, block.place] = block.records[name][block.rows]
-        return values
-
-    def narrow(index: int) -> LazyColumns:
-        return _columns([part for block in blocks for part in _of_tensor(block, index, tensors)], steps, 1)
-
-    return LazyColumns(tuple(names), read, narrow)
-
-
-def _of_tensor(block: _Block, index: int, tensors: int) -> list[_Block]:
-    """The block with one tensor's records only; nothing where it has none."""
-    found = np.flatnonzero(np.arange(tensors)[block.place] == index)
-    at = block.at if isinstance(block.at, slice) else block.at.ravel()
-    return [_Block(block.records[:, column : column + 1], block.rows, at, slice(0, 1)) for column in found.tolist()]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabkit.metric import TENSOR_COLUMNS, Array
-from stabkit.runlog.columns import LazyColumns, OrMissing
+from stabkit.runlog.columns import LazyColumns, OrMissing, of_rows
 from stabkit.runlog.record import Layout, TensorInfo
 from stabkit.runlog.stream import Steps, Stream
 
@@ -183,7 +183,7 @@ class _Tables:
         self._rows = [np.searchsorted(self.steps, part.stream.tensor_steps) for part in parts]
         self._blocks = self._plan()
         names = dict.fromkeys(name for part in parts for name in part.stream.columns)
-        self.columns = LazyColumns(tuple(names), self._read)
+        self.columns = LazyColumns(tuple(names), self._read, part=self._part)
 
     def _plan(self) -> list[tuple[Index, Index, list[tuple[int, Index, Index]]]]:
         """Blocks of (rows, tensors, and for each shard: part, its own rows and tensors), each to be merged as one."""
@@ -239,13 +239,26 @@ class _Tables:
         self.notes.append(f"{when}: not every shard of {what} was recorded; what is missing of them is not made up")
 
     def _read(self, name: str) -> Array:
-        merged = np.full((len(self.steps), len(self.tensors)), np.nan)
+        return self._part((name,), 0, len(self.steps))[name]
+
+    def _part(self, names: Iterable[str], begin: int, end: int) -> dict[str, Array]:
+        end = min(end, len(self.steps))
+        merged = {name: np.full((max(end - begin, 0), len(self.tensors)), np.nan) for name in names}
+        held = [self._part_of_rank(i, merged, begin, end) for i in range(len(self._parts))]
         for rows, columns, sources in self._blocks:
-            shards = [self._parts[i].stream.columns[name][np.ix_(own, places)] for i, own, places in sources
-                      if name in self._parts[i].stream.columns]  # fmt: skip
-            if len(shards) == len(sources):
-                merged[np.ix_(rows, columns)] = shards[0] if len(shards) == 1 else _merged(_MERGE.get(name, ""), shards)
+            low, high = np.searchsorted(rows, [begin, end]).tolist()
+            for name, table in merged.items() if high > low else ():
+                shards = [held[i][1][name][np.ix_(own[low:high] - held[i][0], places)] for i, own, places in sources
+                          if name in held[i][1]]  # fmt: skip
+                if len(shards) == len(sources):
+                    one = shards[0] if len(shards) == 1 else _merged(_MERGE.get(name, ""), shards)
+                    table[np.ix_(rows[low:high] - begin, columns)] = one
         return merged
+
+    def _part_of_rank(self, i: int, names: Iterable[str], begin: int, end: int) -> tuple[int, Mapping[str, Array]]:
+        """What a rank itself recorded of some rows of the whole, and which of its own rows is the first of that."""
+        first, stop = np.searchsorted(self._rows[i], [begin, end]).tolist()
+        return first, of_rows(self._parts[i].stream.columns, names, first, stop)
 
 
 def _merged(rule: str, shards: list[Array]) -> Array:

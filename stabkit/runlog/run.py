@@ -36,6 +36,7 @@ class RunLog:
         ranks: Where several processes recorded the run: the streams of each by itself, by rank. `streams` are then theirs
             merged: sums over the shards of a tensor, the mean of the losses.
         previous: Reads the attempt before this one, when it is called; None where there is none.
+        memo: What was worked out of this very view, kept for whoever asks again; a view made of it begins with none.
     """
 
     path: str = ""
@@ -50,6 +51,7 @@ class RunLog:
     notes: tuple[str, ...] = ()
     ranks: Mapping[int, tuple[Stream, ...]] = field(default_factory=dict)
     previous: Callable[[], RunLog | None] = field(default=lambda: None, repr=False, compare=False)
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def stream(self) -> Stream:

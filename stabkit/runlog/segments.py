@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import recfunctions
 from numpy.typing import NDArray
 
 from stabkit.errors import LogVersionError
@@ -30,10 +32,14 @@ __all__ = ["Segment", "read_segments"]
 _LATELY = 2_000_000_000
 """Nanoseconds."""
 _REMEMBERED = 512
-"""Files whose records are remembered as checked: 2 million steps; at 4,096 rows each, 16 MB."""
+"""Files whose records are remembered as checked: 2 million steps; at 4,096 rows each, 64 MB."""
+_CHUNK = 8 * 2**20
+"""Bytes checked at once."""
+_RELEASE: int | None = getattr(mmap, "MADV_DONTNEED", None)
+"""What tells the system that pages of a file are not needed any more; None where there is nothing of the kind."""
 _State = tuple[str, int, int, int, np.dtype[Any]]
 """Path, inode, size, time of the last change, and what its records are."""
-_checked: dict[_State, NDArray[np.int64]] = {}
+_checked: dict[_State, tuple[NDArray[np.int64], Records]] = {}
 
 _PATTERN = "-[0-9][0-9][0-9][0-9][0-9][0-9].npy"
 
@@ -45,17 +51,28 @@ class Segment:
     Attributes:
         records: Every whole record, memory-mapped [n].
         rows: Which of them are undamaged, in the order of writing.
+        heads: What of the undamaged ones is not about single tensors, in memory: to look at it in the file would map all of it.
+        mapped: The mapping, None where there is no record.
     """
 
     records: Records
-    rows: np.ndarray[Any, np.dtype[np.int64]]
+    rows: NDArray[np.int64]
+    heads: Records
+    mapped: mmap.mmap | None = None
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         """A field of the undamaged records, copied; NaN where this segment's format does not have it."""
+        if name in (self.heads.dtype.names or ()):
+            return np.array(self.heads[name])
         if name not in (self.records.dtype.names or ()):
             return np.full(len(self.rows), np.nan)
         values: np.ndarray[Any, Any] = self.records[name][self.rows]
         return values
+
+    def release(self, first: int, stop: int) -> None:
+        """Unmap the pages of some records: they stay in the system's cache, but no longer count as this process's memory."""
+        if self.mapped is not None:
+            _release(self.mapped, first, stop, self.records.itemsize)
 
 
 def read_segments(folder: Path, kind: str, last: int | None = None) -> tuple[list[Segment], list[str]]:
@@ -110,25 +127,58 @@ def _map(path: Path, dtype: np.dtype[Any]) -> tuple[Segment, int]:
     about = path.stat()
     count, rest = divmod(max(about.st_size - HEADER_BYTES, 0), dtype.itemsize)
     records: Records = np.empty(0, dtype)
+    mapped: mmap.mmap | None = None
     if count:
-        records = np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,)).view(np.ndarray)
-    return Segment(records, _undamaged((str(path), about.st_ino, about.st_size, about.st_mtime_ns, dtype), records)), rest
+        file = np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
+        records, mapped = file.view(np.ndarray), getattr(file, "_mmap", None)
+    rows, heads = _undamaged((str(path), about.st_ino, about.st_size, about.st_mtime_ns, dtype), records, mapped)
+    return Segment(records, rows, heads, mapped), rest
 
 
-def _undamaged(state: _State, records: Records) -> NDArray[np.int64]:
-    """Which records are undamaged. A file that has not changed since it was checked is not checked again.
+def _undamaged(state: _State, records: Records, mapped: mmap.mmap | None) -> tuple[NDArray[np.int64], Records]:
+    """Which records are undamaged, and their heads. A file that has not changed since it was checked is not checked again.
 
     Whoever looks at a run over and over would read all of it every time. What was written lately is always checked: file
     systems keep times in steps, and a change within one would go unseen.
     """
-    rows = _checked.get(state)
-    if rows is None:
-        rows = np.flatnonzero(valid_records(records))
+    found = _checked.get(state)
+    if found is None:
+        found = _check(records, mapped)
         if time.time_ns() - state[3] > _LATELY:
             while len(_checked) >= _REMEMBERED:
                 _checked.pop(next(iter(_checked)), None)
-            _checked[state] = rows
-    return rows
+            _checked[state] = found
+    return found
+
+
+def _check(records: Records, mapped: mmap.mmap | None) -> tuple[NDArray[np.int64], Records]:
+    """The undamaged records and their heads, read a chunk at a time: a segment may be larger than the memory there is."""
+    fields = [name for name in records.dtype.names or () if name != "tensors"]
+    size = records.itemsize
+    rows, heads = [np.empty(0, np.int64)], [_packed(records[:0][fields])]
+    step = max(1, _CHUNK // size)
+    for first in range(0, len(records), step):
+        part = records[first : first + step]
+        good = np.flatnonzero(valid_records(part))
+        rows.append(good + first)
+        heads.append(_packed(part[fields][good]))
+        if mapped is not None:
+            _release(mapped, first, first + len(part), size)
+    return np.concatenate(rows), np.concatenate(heads)
+
+
+def _packed(heads: Records) -> Records:
+    """Some fields of records, without the room that the others took between them."""
+    return np.asarray(recfunctions.repack_fields(heads))
+
+
+def _release(mapped: mmap.mmap, first: int, stop: int, size: int) -> None:
+    """Unmap the pages of some records of `size` bytes, but the one that the next of them begins in."""
+    # numpy maps from the last page (of the system's granularity) before the records' offset on.
+    begin = (HEADER_BYTES % mmap.ALLOCATIONGRANULARITY + first * size) // mmap.PAGESIZE * mmap.PAGESIZE
+    end = (HEADER_BYTES % mmap.ALLOCATIONGRANULARITY + stop * size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if _RELEASE is not None and end > begin:
+        mapped.madvise(_RELEASE, begin, end - begin)
 
 
 def _problems(segment: Segment, rest: int, promised: int | None) -> Iterator[str]:

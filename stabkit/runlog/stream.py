@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stabkit.metric import Array
-from stabkit.runlog.columns import LazyColumns, of_tensor
+from stabkit.runlog.columns import of_rows, of_tensor, part_of
 from stabkit.runlog.record import TensorInfo
 
 __all__ = ["Series", "Steps", "Stream", "Table", "beside"]
 
 Steps = NDArray[np.int64]
+
+_LOOKED_AT = 512
+"""Rows looked at together."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Stream:
     options: Mapping[str, bool] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     batches: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    _measured: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def until(self, step: int) -> Stream:
         """The prefix up to and including a step, as it was known then."""
@@ -107,7 +111,7 @@ class Stream:
             step_values={name: values[rows] for name, values in self.step_values.items()},
             group_values={name: values[rows] for name, values in self.group_values.items()},
             tensor_steps=self.tensor_steps[:measured],
-            columns=LazyColumns(tuple(self.columns), lambda name: self.columns[name][:measured]),
+            columns=part_of(self.columns, 0, measured),
             batches={number: names for number, names in self.batches.items() if number <= step},
         )
 
@@ -116,8 +120,13 @@ class Stream:
         return replace(self, tensors=(self.tensors[tensor],), columns=of_tensor(self.columns, tensor))
 
     def measured(self, column: str) -> bool:
-        """Whether a stored column holds at least one number."""
-        return column in self.columns and not np.all(np.isnan(self.columns[column]))
+        """Whether a stored column holds at least one number. Of a long log no more is read than it takes to see one."""
+        if column not in self._measured:
+            self._measured[column] = column in self.columns and any(
+                not np.all(np.isnan(of_rows(self.columns, (column,), begin, begin + _LOOKED_AT)[column]))
+                for begin in range(0, len(self.tensor_steps), _LOOKED_AT)
+            )
+        return self._measured[column]
 
 
 def beside(metric: str, unit: str, columns: Mapping[str, tuple[Steps, Array]]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,21 +73,16 @@ class Collected:
         self.full = False
         self._numbers = 0
         self._unreadable: dict[str, list[int]] = {}
-        self._too_many: set[str] = set()
+        self._too_many = False
 
     def add(self, cells: Mapping[str, Cell]) -> None:
         """Append a row. A cell that is None is there and empty; a name that is not there is no cell."""
         row, self.rows = self.rows, self.rows + 1
         columns = self.columns
         for name, cell in cells.items():
-            column = columns.get(name)
+            column = columns.get(name) or self._column(name)
             if column is None:
-                if len(columns) >= MOST_COLUMNS:
-                    if not self._too_many:
-                        self.notes.append(f"there are more than {MOST_COLUMNS:,} columns; {name!r} and later ones are not read")
-                    self._too_many.add("")
-                    continue
-                column = columns[name] = Column()
+                continue
             if isinstance(cell, str):
                 column.text = True
             elif cell is None:
@@ -97,11 +92,60 @@ class Collected:
                 column.numbers.append(cell)
                 column.empty_after = 0
                 self._numbers += 1
+        self._see_whether_full()
+
+    def _column(self, name: str) -> Column | None:
+        """The column of a name, made where there is none yet; None where there are too many."""
+        if name not in self.columns:
+            if len(self.columns) >= MOST_COLUMNS:
+                if not self._too_many:
+                    self.notes.append(f"there are more than {MOST_COLUMNS:,} columns; {name!r} and later ones are not read")
+                self._too_many = True
+                return None
+            self.columns[name] = Column()
+        return self.columns[name]
+
+    def _see_whether_full(self) -> None:
         if self.rows >= self._most_rows:
             self.full = True
         if self._numbers > MOST_NUMBERS and not self.full:
             self.full = True
             self.notes.append(f"only the first {MOST_NUMBERS:,} numbers were read")
+
+    def add_many(self, time: Array, step: Array, found: Sequence[tuple[NDArray[np.int64], str, Array]]) -> None:
+        """Append a row for each event that holds a number, in the events' order.
+
+        Args:
+            time: [events].
+            step: [events].
+            found: (events, name, number of each) of those that hold numbers of that name; a name may come several times.
+        """
+        holds = np.zeros(len(time), dtype=bool)
+        for events, _, _ in found:
+            holds[events] = True
+        kept = np.flatnonzero(holds)[: max(self._most_rows - self.rows, 0)]
+        row = np.full(len(time), -1)
+        row[kept] = self.rows + np.arange(len(kept))
+        names: dict[str, list[tuple[NDArray[np.int64], Array]]] = {}
+        for events, name, numbers in sorted(found, key=lambda part: int(part[0][0])):
+            names.setdefault(name, []).append((events, numbers))
+        self._extend("step", row[kept], step[kept])
+        self._extend("wall_time", row[kept], time[kept])
+        for name, parts in names.items():
+            events, numbers = (np.concatenate(each) for each in zip(*parts, strict=True))
+            inside = np.flatnonzero(row[events] >= 0)
+            order = inside[np.argsort(events[inside], kind="stable")]
+            self._extend(name, row[events[order]], numbers[order])
+        self.rows += len(kept)
+        self._see_whether_full()
+
+    def _extend(self, name: str, rows: NDArray[np.int64], numbers: Array) -> None:
+        column = self._column(name) if len(rows) else None
+        if column is not None:
+            column.rows.frombytes(rows.astype(np.int64).tobytes())
+            column.numbers.frombytes(numbers.astype(np.float64).tobytes())
+            column.empty_after = 0
+            self._numbers += len(rows)
 
     def unreadable(self, line: int, why: str) -> None:
         """Note a line that could not be read."""

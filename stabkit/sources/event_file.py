@@ -1,57 +1,166 @@
 """TensorBoard's event files: scalars, in either of the two forms they are written in, and whole records past damaged ones.
 
-A file is a series of records: length, checksum of the length, an Event in protocol buffers, checksum of that. Nothing but
-numbers is decoded; nothing is unpickled.
+Most events of a run are alike but for their time, their step and the bytes of one number. So one of each kind is decoded as a
+protocol buffer, and the numbers of all others of its kind are taken from where they lie. Nothing but numbers is decoded;
+nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
+from stabkit.metric import Array
 from stabkit.sources.cells import Cell
 from stabkit.sources.collect import Collected
-from stabkit.sources.lines import Bytes, open_bytes
+from stabkit.sources.frames import Frames, begins, read_frames
+from stabkit.sources.lines import open_bytes
+from stabkit.sources.wire import Hole, hole_of
 
 __all__ = ["begins", "read"]
 
-_HEAD, _FOOT = 12, 4
-_LONGEST_RECORD = 64 * 2**20
-"""Bytes. Longer ones are pictures or graphs: they are passed over."""
-_CHUNK = 256 * 2**10
+Index = NDArray[np.int64]
 
-
-def begins(head: bytes) -> bool:
-    """Whether a file begins like an event file."""
-    return len(head) >= _HEAD and _length(head) is not None
+_TIME, _STEP = 0x09, 0x10
+"""What stands before the time and the step of an event: field 1 of eight bytes, field 2 of any length."""
+_KEPT = 100_000
+"""Kinds of events that are remembered; in a file with more than these every event is decoded by itself."""
 
 
 def read(path: Path, into: Collected) -> None:
     """Read the scalars of an event file into columns: one row for each event."""
-    from tensorboard.compat.proto.event_pb2 import Event
-
     into.format = "TensorBoard"
-    strange = 0
+    events = _Events(into)
     with closing(open_bytes(path, into.notes)) as file:
-        for record in _records(file, path.name, into):
+        for frames in read_frames(file, path.name, into):
+            events.add(frames)
             if into.full:
                 break
-            try:
-                event = Event.FromString(record)
-            except Exception:  # protobuf's own error, which has moved between its versions
-                strange += 1
-                continue
-            cells = _cells(event)
-            if cells:
-                into.add({"step": float(event.step), "wall_time": event.wall_time, **cells})
-    if strange:
-        into.notes.append(f"{path.name}: {strange} record{'s' if strange > 1 else ''} could not be decoded")
+    if events.strange:
+        into.notes.append(f"{path.name}: {events.strange} record{'s' if events.strange > 1 else ''} could not be decoded")
+
+
+class _Events:
+    """Takes events apart, chunk by chunk.
+
+    Attributes:
+        strange: How many records were no events.
+    """
+
+    def __init__(self, into: Collected) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._decode, self._into = Event.FromString, into
+        self._kinds: dict[tuple[Hole, bytes], str | None] = {}
+        self._holes: dict[int, list[Hole]] = {}
+        self.strange = 0
+
+    def add(self, frames: Frames) -> None:
+        """The rows of a chunk."""
+        time, step, rest = _beginnings(frames)
+        found: list[tuple[Index, str, Array]] = []
+        left = np.flatnonzero(rest > 0)
+        tail = (frames.ends - rest)[left]
+        for length in np.unique(tail).tolist():
+            same = left[tail == length]
+            for hole in self._known_holes(frames, same, int(length)):
+                same = self._take(frames, same, rest[same], hole, found)
+            rest[same] = 0
+        taken = np.zeros(len(frames), dtype=bool)
+        for rows, _, _ in found:
+            taken[rows] = True
+        for row in np.flatnonzero(~taken).tolist():
+            self._one(frames, row, time, step, found)
+        self._into.add_many(time, step, found)
+
+    def _known_holes(self, frames: Frames, rows: Index, length: int) -> list[Hole]:
+        """Where numbers may stand in events that are of one length from behind the step on."""
+        holes = self._holes.setdefault(length, [])
+        for row in rows[:: max(1, len(rows) // 8)].tolist():
+            hole = hole_of(frames.data[frames.begins[row] : frames.ends[row]])
+            if hole is not None and hole not in holes:
+                holes.append(hole)
+        return holes
+
+    def _take(self, frames: Frames, rows: Index, rest: Index, hole: Hole, found: list[tuple[Index, str, Array]]) -> Index:
+        """Add those of these events that hold one number there and are of a known kind. Returns the others."""
+        data, ends = frames.data, frames.ends[rows]
+        begins, holes = rest.tolist(), (ends - hole.from_end).tolist()
+        keys = [data[a:b] for a, b in zip(begins, holes, strict=True)]
+        if hole.from_end > hole.size:  # all are of one length, so the two parts put together are told apart
+            after = (ends - hole.from_end + hole.size).tolist()
+            keys = [key + data[a:b] for key, a, b in zip(keys, after, ends.tolist(), strict=True)]
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        kinds = np.fromiter(map(number.__getitem__, keys), np.int64, len(keys))
+        raw = np.frombuffer(data, np.uint8)
+        values = raw[(ends - hole.from_end)[:, None] + np.arange(hole.size)].copy().view(hole.kind).ravel().astype(np.float64)
+        order = np.argsort(kinds, kind="stable")
+        bounds = np.searchsorted(kinds[order], np.arange(len(number) + 1)).tolist()
+        others = []
+        for key, begin, end in zip(number, bounds, bounds[1:], strict=False):
+            of_kind = order[begin:end]
+            tag = self._tag(hole, key, data[frames.begins[rows[of_kind[0]]] : ends[of_kind[0]]])
+            if tag is None:
+                others.append(rows[of_kind])
+            else:
+                found.append((rows[of_kind], tag, values[of_kind]))
+        return np.sort(np.concatenate([np.empty(0, np.int64), *others]))
+
+    def _tag(self, hole: Hole, key: bytes, record: bytes) -> str | None:
+        """The tag of a kind of events, of which this is one; None where it is none with one number at that place."""
+        known = (hole, key)
+        if known not in self._kinds:
+            tag = None
+            if hole_of(record) == hole:
+                cells = self._cells(record)
+                tag = next(iter(cells)) if cells and len(cells) == 1 else None
+            if len(self._kinds) >= _KEPT:
+                return tag
+            self._kinds[known] = tag
+        return self._kinds[known]
+
+    def _one(self, frames: Frames, row: int, time: Array, step: Array, found: list[tuple[Index, str, Array]]) -> None:
+        """Add an event that is unlike others."""
+        try:
+            event = self._decode(frames.data[frames.begins[row] : frames.ends[row]])
+        except Exception:  # protobuf's own error, which has moved between its versions
+            self.strange += 1
+            return
+        time[row], step[row] = event.wall_time, float(event.step)
+        for tag, number in _cells(event).items():
+            found.append((np.array([row]), tag, np.array([number], dtype=np.float64)))
+
+    def _cells(self, record: bytes) -> dict[str, Cell] | None:
+        try:
+            return _cells(self._decode(record))
+        except Exception:
+            return None
+
+
+def _beginnings(frames: Frames) -> tuple[Array, Array, Index]:
+    """Time and step of the events that begin with these, and where the rest of each begins; 0 for another beginning."""
+    raw = np.frombuffer(frames.data, np.uint8)
+    n, at = len(frames), frames.begins
+    room = frames.ends - at
+    longest = np.minimum(at[:, None] + np.arange(20), len(raw) - 1)
+    head = raw[longest]
+    time = head[:, 1:9].copy().view("<f8").ravel()
+    begins_so = (head[:, 0] == _TIME) & (room >= 20)
+    has_step = head[:, 9] == _STEP
+    number, shift_on, size = np.zeros(n, np.uint64), has_step.copy(), np.where(has_step, 10, 9)
+    for place in range(10):
+        byte = head[:, 10 + place]
+        part = (byte & 0x7F).astype(np.uint64) << np.uint64(7 * place)
+        number |= np.where(shift_on, part, np.uint64(0))
+        size += shift_on
+        shift_on &= byte >= 0x80
+    begins_so &= ~shift_on
+    rest = np.where(begins_so, at + size, 0)
+    return time, number.view(np.int64).astype(np.float64), rest
 
 
 def _cells(event: Any) -> dict[str, Cell]:
@@ -93,83 +202,3 @@ def _number(tensor: Any) -> float | None:
     return float(held[0]) if len(held) == 1 else None
 
 
-def _records(file: Bytes, name: str, into: Collected) -> Iterator[bytes]:
-    """The undamaged records. After a damaged one the next whole one is looked for."""
-    buffer = bytearray()
-    damaged, lost, hunting = 0, 0, False
-
-    def fill(size: int) -> bool:
-        while len(buffer) < size:
-            more = file.read1(_CHUNK)
-            if not more:
-                return False
-            buffer.extend(more)
-        return True
-
-    while fill(_HEAD):
-        length = _length(buffer)
-        if length is None:
-            damaged += not hunting
-            hunting = True
-            skip = _next(buffer)
-            lost += skip
-            del buffer[:skip]
-            continue
-        hunting = False
-        if length > _LONGEST_RECORD:
-            if not _pass_over(file, buffer, _HEAD + length + _FOOT):
-                break
-            continue
-        if not fill(_HEAD + length + _FOOT):
-            break
-        record = bytes(buffer[_HEAD : _HEAD + length])
-        if _masked(record) == bytes(buffer[_HEAD + length : _HEAD + length + _FOOT]):
-            yield record
-        else:
-            damaged += 1
-        del buffer[: _HEAD + length + _FOOT]
-    if damaged:
-        into.notes.append(f"{name}: damaged in {damaged} place{'s' if damaged > 1 else ''}; the records there are lost")
-    if buffer and not hunting:
-        into.notes.append(f"{name}: the last record is incomplete (it is being written, or the process ended in it)")
-
-
-def _next(buffer: bytearray) -> int:
-    """How far it is to where a record may begin: lengths are small, so five zero bytes stand in their upper half."""
-    at = 1
-    while at + _HEAD <= len(buffer):
-        zeros = buffer.find(b"\0\0\0\0\0", at + 3)
-        if zeros < 0:
-            return max(1, len(buffer) - _HEAD)
-        begin = max(at, zeros - 4)
-        for candidate in range(begin, min(zeros + 1, len(buffer) - _HEAD) + 1):
-            if _length(buffer[candidate : candidate + _HEAD]) is not None:
-                return candidate
-        at = zeros + 2
-    return max(1, at if at < len(buffer) else len(buffer) - _HEAD)
-
-
-def _pass_over(file: Bytes, buffer: bytearray, size: int) -> bool:
-    """Read on past so many bytes without keeping them; False at the end of the file."""
-    while size > len(buffer):
-        size -= len(buffer)
-        buffer.clear()
-        more = file.read1(_CHUNK)
-        if not more:
-            return False
-        buffer.extend(more)
-    del buffer[:size]
-    return True
-
-
-def _length(head: bytes | bytearray) -> int | None:
-    """The length of the record that begins here; None where the checksum says that none does."""
-    if _masked(bytes(head[:8])) != bytes(head[8:_HEAD]):
-        return None
-    return int(struct.unpack_from("<Q", head)[0])
-
-
-def _masked(data: bytes) -> bytes:
-    # Masked as TensorFlow does, because a checksum of data that contains checksums is weak.
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

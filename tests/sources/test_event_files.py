@@ -127,7 +127,7 @@ def test_no_garbage_raises_anything_but_ours(tmp_path_factory: pytest.TempPathFa
 
 
 def test_a_huge_length_with_a_right_checksum_is_passed_over(tmp_path: Path) -> None:
-    from stabkit.sources.event_file import _masked
+    from stabkit.sources.frames import _masked
 
     file = only_file(record_run(tmp_path, range(20), tag="loss"))
     length = struct.pack("<Q", 2**50)
