@@ -24,14 +24,14 @@ References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for cl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.climb import foot_of_climb, in_the_midst
-from stabkit.analyzers.norms import gradient_norm, usual_clip
-from stabkit.analyzers.series import known_max, known_median, lasts, log_of, previous, trailing_level
+from stabkit.analyzers.norms import FLOOR, LEAST, SPIKE, WINDOW, norm_level, usual_clip
+from stabkit.analyzers.series import TrailingLevel, known_max, known_median, lasts, log_of, previous
 from stabkit.analyzers.usual import spikes, unusual
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
@@ -53,13 +53,13 @@ RULE = Rule(
 class GradientSpikeThresholds(Thresholds):
     """When a gradient norm stands out."""
 
-    window: int = 100
+    window: int = WINDOW
     """Past values in the baseline."""
-    least: int = 20
+    least: int = LEAST
     """Past values needed before one is judged."""
-    score: float = 8.0
+    score: float = SPIKE
     """Robust z-score of log(norm)."""
-    floor: float = 0.1
+    floor: float = FLOOR
     """Smallest spread of log(norm) taken seriously."""
     absorbed: float = 2.0
     """Used norm over its recent level up to which clipping absorbed the spike."""
@@ -78,11 +78,8 @@ class GradientSpike:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per spike."""
         limits = self.thresholds
-        norm = gradient_norm(run, limits.least)
-        known = ~np.isnan(norm.values)
-        norm = replace(norm, steps=norm.steps[known], values=norm.values[known])
+        norm, trailing = self._level(run)
         logs = log_of(norm.values)
-        trailing = trailing_level(logs, limits.window, limits.score, limits.floor, limits.least)
         midst = in_the_midst(norm.steps, limits.least)
         feet = foot_of_climb(logs[: limits.least if midst else 0])
         climbs = np.append(feet >= 0, np.zeros(max(0, len(logs) - len(feet)), dtype=bool))
@@ -95,6 +92,17 @@ class GradientSpike:
             raise NotApplicable(f"{len(logs)} gradient norms, and no climb among them; needs {limits.least + 1}")
         for first, last in told:
             yield self._finding(run, norm, level, trailing.score, first, last)
+
+    def tells(self, run: RunLog, step: int) -> bool:
+        """Whether the norm of this very step is a spike that no clipping took away; known at this step."""
+        norm, trailing = self._level(run)
+        with np.errstate(invalid="ignore"):
+            news = unusual(trailing.excess, trailing.score > self.thresholds.score)
+        return step in norm.steps[news] and not self._absorbed(run, step, step)
+
+    def _level(self, run: RunLog) -> tuple[Series, TrailingLevel]:
+        limits = self.thresholds
+        return norm_level(run, limits.window, limits.score, limits.floor, limits.least)
 
     def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
         limits = self.thresholds

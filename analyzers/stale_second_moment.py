@@ -10,7 +10,9 @@ How it decides:     rms_ratio = sqrt(mean(g^2 / max(v-hat, eps^2))) of a matrix 
                     2.3 is out of reach and the rule does not apply. Not before step 100, nor while the rate still rises
                     or reached its peak less than 20 steps ago. Up to step 1 / (1 - beta2) v-hat averages over the very first
                     gradients too, healthy runs reach ratios of 3 to 7, and the limit is 8, or 5 where half of all matrices
-                    pass it at once. Embeddings are left out: a rare row's first gradient always looks so.
+                    pass it at once. Embeddings are left out: a rare row's first gradient always looks so. Information
+                    only where the gradient norm of that step is a spike: then SK203 warns of it, and this says what
+                    the spike meets.
 Known false alarms: About 0.5 per 1,000 steps in small healthy language models at high rates. It does not see the opposite
                     mechanism, a second moment that has decayed too far.
 What to try:        A second moment with a memory five times shorter (1 - beta2 five times as large, beta2 not below 0.9);
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.rates import beta2_of_tensors, highest_rates, rate_at, rows_of
 from stabkit.analyzers.series import Flags, episodes, lasts
 from stabkit.finding import Evidence, Finding, Severity, State
@@ -100,14 +103,17 @@ class StaleSecondMoment:
         most = many.sum(axis=1) >= max(2, sum(t.role == "matrix" for t in run.tensors) / 2)
         out |= many & most[:, None]
         limit = np.where(most[:, None], together, limit)
-        lasting = _two_of_three(out)
+        lasting, gradient = _two_of_three(out), GradientSpike()
         for first, last in episodes((out.sum(axis=1) >= 2) | lasting.any(axis=1), limits.gap, steps):
             order = [i for i in np.argsort(-values[first], kind="stable").tolist() if out[first, i]]
             culprit, worst, step = table.tensors[order[0]], float(values[first, order[0]]), int(steps[first])
             memory = float(beta2[first, order[0]])
+            spiked = gradient.tells(run, step)
             yield found(
                 RULE,
-                message=f"gradients of {culprit} are {worst:.2g} times what its second moment expects at step {step}",
+                severity=Severity.INFO if spiked else Severity.WARNING,
+                message=f"gradients of {culprit} are {worst:.2g} times what its second moment expects at step {step}"
+                + ("; the gradient norm spiked there" if spiked else ""),
                 first_step=step,
                 last_step=int(steps[last]),
                 last_good_step=step - 1,
