@@ -23,7 +23,7 @@ References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,12 +93,14 @@ class GradientSpike:
         for first, last in told:
             yield self._finding(run, norm, level, trailing.score, first, last)
 
-    def tells(self, run: RunLog, step: int) -> bool:
-        """Whether the norm of this very step is a spike that no clipping took away; known at this step."""
+    def spiking(self, run: RunLog, steps: Sequence[int]) -> list[bool]:
+        """Of each step, whether its very norm is a spike that no clipping took away; known at that step."""
+        if not steps or not (run.has("grad_norm") or run.has("grad_norm_used")):
+            return [False] * len(steps)
         norm, trailing = self._level(run)
         with np.errstate(invalid="ignore"):
-            news = unusual(trailing.excess, trailing.score > self.thresholds.score)
-        return step in norm.steps[news] and not self._absorbed(run, step, step)
+            news = norm.steps[unusual(trailing.excess, trailing.score > self.thresholds.score)]
+        return [step in news and not self._absorbed(run, step, step) for step in steps]
 
     def _level(self, run: RunLog) -> tuple[Series, TrailingLevel]:
         limits = self.thresholds

@@ -59,24 +59,26 @@ def loss_level(run: RunLog, limit: float, alone: float) -> LossLevel:
     steps, values = series.steps[known], series.values[known]
     with np.errstate(invalid="ignore"):
         logarithmic = ~np.logical_or.accumulate(np.isfinite(values) & (values <= 0))
-    by_log, rose = trailing_level(log_of(values), WINDOW, limit, FLOOR, LEAST), norm_rose(run, steps)
+    by_log = trailing_level(log_of(values), WINDOW, limit, FLOOR, LEAST, steps=steps)
     level, score = np.exp(by_log.level), by_log.score
-    news, told = _unusual(by_log, limit, alone, rose)
+    news, told = _unusual(by_log, limit, alone, run, steps)
     if not logarithmic.all():
         first = values[np.isfinite(values)][:LEAST]
-        plain = trailing_level(values, WINDOW, limit, FLOOR * float(np.median(np.abs(first))), LEAST)
+        plain = trailing_level(values, WINDOW, limit, FLOOR * float(np.median(np.abs(first))), LEAST, steps=steps)
         level, score = np.where(logarithmic, level, plain.level), np.where(logarithmic, score, plain.score)
-        plain_news, plain_told = _unusual(plain, limit, alone, rose)
+        plain_news, plain_told = _unusual(plain, limit, alone, run, steps)
         news, told = np.where(logarithmic, news, plain_news), np.where(logarithmic, told, plain_told)
     return LossLevel(steps, values, level, score, logarithmic, news, told)
 
 
-def _unusual(trailing: TrailingLevel, limit: float, alone: float, rose: Flags) -> tuple[Flags, Flags]:
+def _unusual(trailing: TrailingLevel, limit: float, alone: float, run: RunLog, steps: Indices) -> tuple[Flags, Flags]:
     """Which values pass the limit and are no habit of the run, and which of them are borne out."""
     with np.errstate(invalid="ignore"):
         out, sure = trailing.score > limit, trailing.score > alone
+    if (out & ~sure).any():
+        sure |= out & norm_rose(run, steps)
     news = unusual(trailing.excess, out)
-    return news, unusual(trailing.excess, sure | out & rose) | lasting(out, LASTING_ALONE) & news
+    return news, unusual(trailing.excess, sure) | lasting(out, LASTING_ALONE) & news
 
 
 def broken_losses(run: RunLog) -> Flags:

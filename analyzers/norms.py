@@ -45,7 +45,7 @@ def norm_level(
     norm = gradient_norm(run, least)
     known = ~np.isnan(norm.values)
     norm = replace(norm, steps=norm.steps[known], values=norm.values[known])
-    return norm, trailing_level(log_of(norm.values), window, score, floor, least)
+    return norm, trailing_level(log_of(norm.values), window, score, floor, least, steps=norm.steps)
 
 
 def norm_rose(run: RunLog, steps: Indices) -> Flags:

@@ -103,12 +103,13 @@ class StaleSecondMoment:
         most = many.sum(axis=1) >= max(2, sum(t.role == "matrix" for t in run.tensors) / 2)
         out |= many & most[:, None]
         limit = np.where(most[:, None], together, limit)
-        lasting, gradient = _two_of_three(out), GradientSpike()
-        for first, last in episodes((out.sum(axis=1) >= 2) | lasting.any(axis=1), limits.gap, steps):
+        lasting = _two_of_three(out)
+        events = episodes((out.sum(axis=1) >= 2) | lasting.any(axis=1), limits.gap, steps)
+        spikes = GradientSpike().spiking(run, [int(steps[first]) for first, _ in events])
+        for (first, last), spiked in zip(events, spikes, strict=True):
             order = [i for i in np.argsort(-values[first], kind="stable").tolist() if out[first, i]]
             culprit, worst, step = table.tensors[order[0]], float(values[first, order[0]]), int(steps[first])
             memory = float(beta2[first, order[0]])
-            spiked = gradient.tells(run, step)
             yield found(
                 RULE,
                 severity=Severity.INFO if spiked else Severity.WARNING,
