@@ -9,7 +9,10 @@ How it decides:     The median of the last 20 finite losses exceeds the lowest s
                     20, at most 100) without a break. A loss that is back at an early level but falls again is waited
                     for: by a third of its excess while the time since doubles, or, after a jump to the very first
                     loss as of weights made anew, as fast as it first did. Departures up to 100 records apart are one.
-Known false alarms: A switch to harder data or another objective. Weights made anew on purpose, if they learn slower.
+                    Information only where the loss jumped at once, has not risen since, and the step before the jump
+                    moved no tensor further than 1.5 times the largest of its last 100 updates: then it meets other data.
+Known false alarms: A switch to harder data or another objective, in a log without the updates of the step before. Weights
+                    made anew on purpose, if they learn slower.
 What to try:        Go back to a checkpoint at or before the last good step; skip the batches in between; resume at a
                     lower rate.
 References:         PaLM (Chowdhery et al. 2022, arXiv 2204.02311) restarted about 100 steps back and skipped batches;

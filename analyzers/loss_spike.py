@@ -11,8 +11,9 @@ How it decides:     Robust z-score of log(loss) (of the loss itself from its fir
                     the earlier rises in the last 500 records, so of spikes that come again and again the first three
                     are told; or three records in a row stand out where at most one in 20 begins such a run. Two spikes
                     are one up to 30 records apart, or where the z-score was above 3 in most records between them.
-                    Windows count records, one per step or not. The first 20 have no baseline and are not judged, nor is
-                    a loss after 100 zeros: there is no noise to measure against. Of several ranks, each measured by its
+                    Windows count records, one per step or not. The first 20 have no baseline and are not judged, nor are
+                    20 after a gap in the log longer than the baseline reaches back, nor a loss after 100 zeros: there
+                    is no noise to measure against. Of several ranks, each measured by its
                     own past, one is named where the others rose less than 15 % as much in log, or 1 % in the loss.
 Known false alarms: A change of the data mix, an epoch boundary. Batches far harder than the others: up to three
                     times, less often than once in 170 records every time. Tails heavier than exponential.
