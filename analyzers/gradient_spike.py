@@ -10,7 +10,7 @@ How it decides:     Robust z-score of log(norm) above 8, against the last 100 fi
                     its own recent level. Of what recurs the first three are told, as by SK201. Among the first 20
                     records there is no level yet: there, of a log that begins in the midst of a run, only a climb is
                     told, three records in a row or more that each lie 1.5 times above the one before, and in all 30
-                    times. So it is again where nothing was recorded for longer than the level reaches back. Spikes up
+                    times. After a gap in the log longer than the level reaches back, 20 records make it anew. Spikes up
                     to 30 records apart are one. A log with one of the norms, before clipping or after it, is judged by
                     that one; after clipping much is hidden.
 Known false alarms: Very small batches; rare long sequences; a loss that is summed rather than averaged over a varying
