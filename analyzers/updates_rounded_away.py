@@ -146,7 +146,7 @@ class UpdatesRoundedAway:
             raise NotApplicable("the rate has risen all along")
         if not low.any():
             return None
-        any_of: Flags = low.any(axis=0)
+        any_of: Flags = np.asarray(low.any(axis=0))
         at = int(np.argmax(any_of))
         return at, limits.window if low[1, at] else limits.few if low[0, at] else limits.rising, any_of
 
