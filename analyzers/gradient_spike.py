@@ -10,8 +10,9 @@ How it decides:     Robust z-score of log(norm) above 8, against the last 100 fi
                     its own recent level. Of what recurs the first three are told, as by SK201. Among the first 20
                     records there is no level yet: there, of a log that begins in the midst of a run, only a climb is
                     told, three records in a row or more that each lie 1.5 times above the one before, and in all 30
-                    times. Spikes up to 30 records apart are one. A log with one of the norms, before clipping or
-                    after it, is judged by that one; after clipping much is hidden.
+                    times. After a gap in the log longer than the level reaches back, 20 records make it anew. Spikes up
+                    to 30 records apart are one. A log with one of the norms, before clipping or after it, is judged by
+                    that one; after clipping much is hidden.
 Known false alarms: Very small batches; rare long sequences; a loss that is summed rather than averaged over a varying
                     batch. Such are told up to three times.
 What to try:        Clip at the limit computed from the run's own recent norms (median + 3 robust standard deviations).
@@ -23,15 +24,15 @@ References:         ZClip (arXiv 2504.02507) and AdaGC (arXiv 2502.11034) for cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.climb import foot_of_climb, in_the_midst
-from stabkit.analyzers.norms import gradient_norm, usual_clip
-from stabkit.analyzers.series import known_max, known_median, lasts, log_of, previous, trailing_level
+from stabkit.analyzers.norms import FLOOR, LEAST, SPIKE, WINDOW, norm_level, usual_clip
+from stabkit.analyzers.series import TrailingLevel, known_max, known_median, lasts, log_of, previous
 from stabkit.analyzers.usual import spikes, unusual
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
@@ -54,13 +55,13 @@ RULE = Rule(
 class GradientSpikeThresholds(Thresholds):
     """When a gradient norm stands out."""
 
-    window: int = 100
+    window: int = WINDOW
     """Past values in the baseline."""
-    least: int = 20
+    least: int = LEAST
     """Past values needed before one is judged."""
-    score: float = 8.0
+    score: float = SPIKE
     """Robust z-score of log(norm)."""
-    floor: float = 0.1
+    floor: float = FLOOR
     """Smallest spread of log(norm) taken seriously."""
     absorbed: float = 2.0
     """Used norm over its recent level up to which clipping absorbed the spike."""
@@ -79,11 +80,8 @@ class GradientSpike:
     def analyze(self, run: RunLog) -> Iterator[Finding]:
         """One finding per spike."""
         limits = self.thresholds
-        norm = gradient_norm(run, limits.least)
-        known = ~np.isnan(norm.values)
-        norm = replace(norm, steps=norm.steps[known], values=norm.values[known])
+        norm, trailing = self._level(run)
         logs = log_of(norm.values)
-        trailing = trailing_level(logs, limits.window, limits.score, limits.floor, limits.least)
         midst = in_the_midst(norm.steps, limits.least)
         feet = foot_of_climb(logs[: limits.least if midst else 0])
         climbs = np.append(feet >= 0, np.zeros(max(0, len(logs) - len(feet)), dtype=bool))
@@ -96,6 +94,19 @@ class GradientSpike:
             raise NotApplicable(f"{len(logs)} gradient norms, and no climb among them; needs {limits.least + 1}")
         for first, last in told:
             yield self._finding(run, norm, level, trailing.score, first, last)
+
+    def spiking(self, run: RunLog, steps: Sequence[int]) -> list[bool]:
+        """Of each step, whether its very norm is a spike that no clipping took away; known at that step."""
+        if not steps or not (run.has("grad_norm") or run.has("grad_norm_used")):
+            return [False] * len(steps)
+        norm, trailing = self._level(run)
+        with np.errstate(invalid="ignore"):
+            news = norm.steps[unusual(trailing.excess, trailing.score > self.thresholds.score)]
+        return [step in news and not self._absorbed(run, step, step) for step in steps]
+
+    def _level(self, run: RunLog) -> tuple[Series, TrailingLevel]:
+        limits = self.thresholds
+        return norm_level(run, limits.window, limits.score, limits.floor, limits.least)
 
     def _finding(self, run: RunLog, norm: Series, level: Array, score: Array, first: int, last: int) -> Finding:
         limits = self.thresholds

@@ -9,7 +9,10 @@ How it decides:     The median of the last 20 finite losses exceeds the lowest s
                     20, at most 100) without a break. A loss that is back at an early level but falls again is waited
                     for: by a third of its excess while the time since doubles, or, after a jump to the very first
                     loss as of weights made anew, as fast as it first did. Departures up to 100 records apart are one.
-Known false alarms: A switch to harder data or another objective. Weights made anew on purpose, if they learn slower.
+                    Information only where the loss jumped at once, has not risen since, and the step before the jump
+                    moved no tensor further than 1.5 times the largest of its last 100 updates: then it meets other data.
+Known false alarms: A switch to harder data or another objective, in a log without the updates of the step before. Weights
+                    made anew on purpose, if they learn slower.
 What to try:        Go back to a checkpoint at or before the last good step; skip the batches in between; resume at a
                     lower rate.
 References:         PaLM (Chowdhery et al. 2022, arXiv 2204.02311) restarted about 100 steps back and skipped batches;
@@ -25,6 +28,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from stabkit.analyzers.base import Rule, Thresholds, found
+from stabkit.analyzers.changed_data import TOP, jump_of_the_data
 from stabkit.analyzers.series import MAD_TO_SIGMA, Flags, Indices, episodes
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
@@ -86,6 +90,11 @@ class LossDivergence:
         for first, decided, last in self._departures(away, most, values, median, median - best):
             left, level = int(steps[first]), float(best[first])
             good = int(steps[first - limits.window])
+            span = max(1, first - limits.window + 1), first
+            jump = jump_of_the_data(run, steps, values, span, level, float(median[decided]))
+            if jump is not None and median[decided : last + 1].max() <= values[jump : jump + TOP].max():
+                yield self._of_the_data(steps, median, (jump, decided, last), level)
+                continue
             yield found(
                 RULE,
                 message=f"loss left {level:.4g} for {median[decided]:.4g} around step {left} and stayed away for "
@@ -104,6 +113,27 @@ class LossDivergence:
                 "it again, skip them.",
                 remedy={"lr_factor": 0.5},
             )  # fmt: skip
+
+    def _of_the_data(self, steps: Indices, median: Array, rows: tuple[int, int, int], level: float) -> Finding:
+        """The finding where the weights had moved as usual when the loss jumped, and it has not risen since."""
+        jump, decided, last = rows
+        jumped = int(steps[jump])
+        return found(
+            RULE,
+            severity=Severity.INFO,
+            message=f"loss jumped from {level:.4g} at step {jumped} and stays at {median[decided]:.4g}, though step "
+            f"{jumped - 1} moved the weights no further than usual: it meets other data",
+            first_step=int(steps[decided]),
+            last_step=int(steps[last]),
+            event_step=jumped,
+            last_good_step=jumped - 1,
+            state=State.ONGOING if last == len(steps) - 1 else State.RECOVERED,
+            evidence=(
+                Evidence(metric="loss", observed=float(median[decided]), expected=level, step=int(steps[decided]),
+                         note=f"median of {self.thresholds.window}, against its lowest so far"),
+            ),
+            advice=f"Nothing, if the data were to change at step {jumped}; else look at the batches from there on.",
+        )  # fmt: skip
 
     def _departures(self, away: Flags, most: Flags, values: Array, median: Array, excess: Array) -> list[tuple[int, int, int]]:
         """(first, decided, last) index of each departure that lasted, those that follow closely joined to the one before."""

@@ -11,7 +11,7 @@ How it decides:     In the first 10 steps the rate has not risen (within 5 % of 
                     warmup. Matrices that start at zero are left out.
 Known false alarms: A ratio between 0.1 and 0.5 often does no lasting harm: hence information only.
 What to try:        A linear warmup of 2 / (1 - beta2) steps. Where that is more than a tenth of the run: a warmup of a
-                    tenth with the peak rate at which the first update is 5 % of the weights, or a smaller beta2.
+                    tenth with the peak rate at which the first update is 10 % of the weights, or a smaller beta2.
 References:         Ma and Yarats 2019, arXiv 1910.04209 (length); Liu et al. 2019, arXiv 1908.03265 (variance of the
                     second moment); Kosson et al. 2024, arXiv 2410.23922 (angular updates). The limits 0.1 and 0.5 lie
                     between ratios seen to be harmless (0.05) and to break small language models (1.5).
@@ -28,7 +28,7 @@ from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.level import broken_losses
 from stabkit.analyzers.rates import highest_rates
 from stabkit.analyzers.series import known_max
-from stabkit.analyzers.start import EarlyUpdates, early_updates, planned_steps, warmup_for
+from stabkit.analyzers.start import QUIET_RATIO, EarlyUpdates, early_updates, planned_steps, warmup_for
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.runlog import RunLog
 
@@ -49,7 +49,7 @@ class MissingWarmupThresholds(Thresholds):
 
     early: int = 10
     """Steps looked at; a warmup shows in fewer."""
-    ratio: float = 0.1
+    ratio: float = QUIET_RATIO
     """Update-to-weight ratio from which it is worth saying."""
     harmful_ratio: float = 0.5
     """Ratio from which it is a warning."""

@@ -6,13 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stabkit.analyzers.series import MAD_TO_SIGMA
+from stabkit.analyzers.series import MAD_TO_SIGMA, Flags, Indices, TrailingLevel, log_of, trailing_level
 from stabkit.runlog import RunLog, Series
 
-__all__ = ["BrokenNorm", "first_in_norm", "gradient_norm", "usual_clip"]
+__all__ = ["FLOOR", "LEAST", "SPIKE", "WINDOW", "BrokenNorm", "first_in_norm", "gradient_norm", "norm_level", "norm_rose",
+           "usual_clip"]  # fmt: skip
 
 LEAST = 20
 WINDOW = 100
+FLOOR = 0.1
+"""Smallest spread of log(norm) taken seriously."""
+SPIKE = 8.0
+"""Robust z-score of log(norm) that is a spike by itself; from half of it on the norm is up."""
 
 
 def gradient_norm(run: RunLog, least: int = LEAST) -> Series:
@@ -31,6 +36,26 @@ def gradient_norm(run: RunLog, least: int = LEAST) -> Series:
     clipped = run.has("clip_coefficient") and ~np.isnan(run.series("clip_coefficient").values)
     values = np.where(np.isnan(norm.values) & ~np.asarray(clipped), used.values, norm.values)
     return replace(norm, values=np.where(known, values, np.nan))
+
+
+def norm_level(
+    run: RunLog, window: int = WINDOW, score: float = SPIKE, floor: float = FLOOR, least: int = LEAST
+) -> tuple[Series, TrailingLevel]:
+    """The gradient norm where it is known, and log(norm) against its own recent past."""
+    norm = gradient_norm(run, least)
+    known = ~np.isnan(norm.values)
+    norm = replace(norm, steps=norm.steps[known], values=norm.values[known])
+    return norm, trailing_level(log_of(norm.values), window, score, floor, least, steps=norm.steps)
+
+
+def norm_rose(run: RunLog, steps: Indices) -> Flags:
+    """Of each of the steps, whether the gradient norm stood above its level there: by half of what would be a spike."""
+    if not (run.has("grad_norm_used") or run.has("grad_norm")):
+        return np.zeros(len(steps), dtype=bool)
+    norm, trailing = norm_level(run)
+    with np.errstate(invalid="ignore"):
+        up = (trailing.score > SPIKE / 2) | np.isinf(norm.values)
+    return np.isin(steps, norm.steps[up])
 
 
 def usual_clip(run: RunLog, step: int, window: int = WINDOW) -> float | None:

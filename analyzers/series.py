@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -71,12 +72,13 @@ class TrailingLevel:
 
 
 def trailing_level(
-    values: Array, window: int, limit: float, floor: float, least: int, patience: int = 200
+    values: Array, window: int, limit: float, floor: float, least: int, patience: int = 200, steps: Indices | None = None
 ) -> TrailingLevel:
     """Robust z-score of each value against those before it.
 
     A value whose score passes `limit` is kept out of the baseline, so that a spike does not hide the next one; after `patience`
-    such values in a row they become the new baseline, so that a lasting shift of level is told once.
+    such values in a row they become the new baseline, so that a lasting shift of level is told once. Where nothing was recorded
+    for longer than the baseline reaches back, it says nothing of what comes then: the level is learnt anew.
 
     Args:
         values: [n]; those that are not finite have no score and never enter the baseline.
@@ -85,7 +87,25 @@ def trailing_level(
         floor: Added to the scale: the smallest spread taken seriously, in the unit of `values`.
         least: How many past values are needed before a score is given.
         patience: After how many outliers in a row they are believed.
+        steps: [n] at which they were recorded; one after the other where left out.
     """
+    borders = [0, *_after_gaps(values, steps, window, least), len(values)] if steps is not None else [0, len(values)]
+    parts = [_between_gaps(values[a:b], window, limit, floor, least, patience) for a, b in pairwise(borders)]
+    return TrailingLevel(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("level", "score", "excess")))
+
+
+def _after_gaps(values: Array, steps: Indices, window: int, least: int) -> list[int]:
+    """The rows before which nothing was recorded for longer than the baseline that was full enough to judge reaches back."""
+    where = np.flatnonzero(np.isfinite(values))
+    known, found, begin = steps[where], [], 0
+    for i in (np.flatnonzero(known[least:] - known[least - 1 : -1] > known[least - 1 : -1] - known[:-least]) + least).tolist():
+        if i - begin >= least and known[i] - known[i - 1] > known[i - 1] - known[max(begin, i - window)]:
+            found.append(int(where[i]))
+            begin = i
+    return found
+
+
+def _between_gaps(values: Array, window: int, limit: float, floor: float, least: int, patience: int) -> TrailingLevel:
     level, score = np.full(len(values), np.nan), np.full(len(values), np.nan)
     where = np.flatnonzero(np.isfinite(values))
     x = values[where]

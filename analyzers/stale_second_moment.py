@@ -10,7 +10,9 @@ How it decides:     rms_ratio = sqrt(mean(g^2 / max(v-hat, eps^2))) of a matrix 
                     2.3 is out of reach and the rule does not apply. Not before step 100, nor while the rate still rises
                     or reached its peak less than 20 steps ago. Up to step 1 / (1 - beta2) v-hat averages over the very first
                     gradients too, healthy runs reach ratios of 3 to 7, and the limit is 8, or 5 where half of all matrices
-                    pass it at once. Embeddings are left out: a rare row's first gradient always looks so.
+                    pass it at once. Embeddings are left out: a rare row's first gradient always looks so. Information
+                    only where the gradient norm of that step is a spike: then SK203 warns of it, and this says what
+                    the spike meets.
 Known false alarms: About 0.5 per 1,000 steps in small healthy language models at high rates. It does not see the opposite
                     mechanism, a second moment that has decayed too far.
 What to try:        A second moment with a memory five times shorter (1 - beta2 five times as large, beta2 not below 0.9);
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stabkit.analyzers.base import NotApplicable, Rule, Thresholds, found
+from stabkit.analyzers.gradient_spike import GradientSpike
 from stabkit.analyzers.rates import beta2_of_groups, groups_of, highest_rates, rate_at, rows_of
 from stabkit.analyzers.series import Flags, Indices, episodes, lasts
 from stabkit.analyzers.sweep import Carry, swept
@@ -86,13 +89,17 @@ class StaleSecondMoment:
         if not seen.judged:
             raise NotApplicable(_why_not(run, limits))
         steps = seen.steps
-        for first, last in episodes(seen.told, limits.gap, steps):
+        events = episodes(seen.told, limits.gap, steps)
+        spikes = GradientSpike().spiking(run, [int(steps[first]) for first, _ in events])
+        for (first, last), spiked in zip(events, spikes, strict=True):
             columns, ratios, limit, memories = (part[np.argsort(-seen.at[first][1], kind="stable")] for part in seen.at[first])
             names = tuple(run.tensors[i].name for i in columns)
             culprit, worst, step, memory = names[0], float(ratios[0]), int(steps[first]), float(memories[0])
             yield found(
                 RULE,
-                message=f"gradients of {culprit} are {worst:.2g} times what its second moment expects at step {step}",
+                severity=Severity.INFO if spiked else Severity.WARNING,
+                message=f"gradients of {culprit} are {worst:.2g} times what its second moment expects at step {step}"
+                + ("; the gradient norm spiked there" if spiked else ""),
                 first_step=step,
                 last_step=int(steps[last]),
                 last_good_step=step - 1,

@@ -5,9 +5,13 @@ Why it matters:     A bfloat16 has 8 significant bits: an update below 1/512 of 
                     and a healthy update is about 1/1000. The loss still falls a little, by the few weights that move, and
                     then stays where it is.
 How it decides:     Of the elements that had a gradient, fewer than a fifth changed a bit, in the median of 20 measured steps,
-                    or fewer than a tenth in that of 4: the share of thousands of elements is no matter of chance. Steps of a
-                    rising rate, or below a tenth of the highest rate so far, are not judged.
-Known false alarms: None known: torch's Adam and AdamW round to the nearest. Optimizers that round stochastically, or carry
+                    or fewer than a tenth in that of 4: the share of thousands of elements is no matter of chance. Steps
+                    below a tenth of the highest rate so far are not judged, nor are those of a rising rate, with one
+                    exception: where it is known how many steps the run is to have, a warmup is taken to rise as it does for
+                    a tenth of them. The share grows at most as the rate does, and if that leaves it below a fifth, in the
+                    median of 10 steps, the end of the warmup is not waited for.
+Known false alarms: A warmup over more than a tenth of the run, of a rate far above what it rises to in that. Else none known:
+                    torch's Adam and AdamW round to the nearest. Optimizers that round stochastically, or carry
                     what was rounded off (Kahan), lose nothing although few bits change: they are not judged, nor is any other
                     whose formula is not known. Not seen: gains of norms, which stay at 1 below a rate of 1/512 but are few.
 What to try:        Weights of 32 bits with torch.autocast, or an optimizer that keeps 32-bit copies, rounds stochastically, or
@@ -28,6 +32,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from stabkit.analyzers.base import NoOccasion, NotApplicable, Rule, Thresholds, found
 from stabkit.analyzers.rates import highest_rates, rows_of
 from stabkit.analyzers.series import Flags, Indices
+from stabkit.analyzers.start import planned_steps
 from stabkit.analyzers.sweep import swept
 from stabkit.finding import Evidence, Finding, Severity, State
 from stabkit.metric import Array
@@ -60,6 +65,10 @@ class UpdatesRoundedAwayThresholds(Thresholds):
     """Share below which nine updates of ten are lost."""
     few: int = 4
     """Measured steps that are enough to say so."""
+    rising: int = 10
+    """Measured steps of a warmup that are enough."""
+    warmup: float = 0.1
+    """Share of the run up to which a warmup is expected."""
     rate: float = 0.1
     """Share of the highest rate so far below which a step belongs to the end of a schedule."""
 
@@ -84,7 +93,8 @@ class UpdatesRoundedAway:
         steps = run.stream.tensor_steps
         rates = highest_rates(run)[rows_of(run, steps)]
         rows, changed = self._judged(swept(run, _Lost), rates)
-        told = self._first(rows, changed, rates)
+        early = self._in_warmup(steps[rows], changed, rates[rows], planned_steps(run))
+        told = self._first(rows, changed, rates, early)
         if told is None:
             return
         at, window, low = told
@@ -116,8 +126,14 @@ class UpdatesRoundedAway:
             remedy={"master_weights": 1.0},
         )  # fmt: skip
 
-    def _first(self, rows: Indices, changed: Array, rates: Array) -> tuple[int, int, Flags] | None:
+    def _first(self, rows: Indices, changed: Array, rates: Array, early: Flags) -> tuple[int, int, Flags] | None:
         """The first of the judged rows that says so, the length of the window that does, and all the rows that do.
+
+        Args:
+            rows: [n] judged.
+            changed: [n] share that changed in each.
+            rates: Of all rows.
+            early: [n] where a warmup tells enough.
 
         Raises:
             NotApplicable: too few rows, or none at which the rate had not risen.
@@ -125,19 +141,36 @@ class UpdatesRoundedAway:
         limits = self.thresholds
         if len(rows) < limits.few:
             raise NotApplicable(f"{len(rows)} steps were measured at a rate worth judging; needs {limits.few}")
-        low, steady = np.zeros((2, len(rows)), dtype=bool), np.zeros(len(rows), dtype=bool)
+        low, steady = np.zeros((3, len(rows)), dtype=bool), np.zeros(len(rows), dtype=bool)
+        low[2] = early
         for told, window, share in ((low[0], limits.few, limits.few_changed), (low[1], limits.window, limits.changed)):
             if len(rows) >= window:
                 falling = rates[rows[window - 1 :]] <= rates[rows[: 1 - window]]
                 told[window - 1 :] = falling & (np.median(sliding_window_view(changed, window), axis=1) < share)
                 steady[window - 1 :] |= falling
-        if not steady.any():
+        if not (steady | early).any():
             raise NotApplicable("the rate has risen all along")
         if not low.any():
             return None
-        either: Flags = low[0] | low[1]
-        at = int(np.argmax(either))
-        return at, limits.window if low[1, at] else limits.few, either
+        any_of: Flags = np.asarray(low.any(axis=0))
+        at = int(np.argmax(any_of))
+        return at, limits.window if low[1, at] else limits.few if low[0, at] else limits.rising, any_of
+
+    def _in_warmup(self, steps: Indices, changed: Array, rates: Array, planned: int | None) -> Flags:
+        """Where a rate that has risen all along leaves too little even if it goes on rising for a tenth of the planned run.
+
+        An update survives in the weights that are small beside it, and weights lie no denser away from zero than around it: one
+        that is twice as long reaches at most twice as many.
+        """
+        early, window = np.zeros(len(steps), dtype=bool), self.thresholds.rising
+        if planned is None or len(steps) < window:
+            return early
+        slope = (rates[1:] - rates[0]) / (steps[1:] - steps[0])
+        end = np.append(rates[0], rates[1:] + slope * np.maximum(self.thresholds.warmup * planned - steps[1:], 0))
+        rising = (rates > rates[0]) & (np.maximum.accumulate(rates) == rates)
+        at_end = np.median(sliding_window_view(changed / rates, window), axis=1) * end[window - 1 :]
+        early[window - 1 :] = rising[window - 1 :] & (at_end < self.thresholds.changed)
+        return early
 
     def _judged(self, seen: _Lost, rates: Array) -> tuple[Indices, Array]:
         """Rows in which 16-bit weights were compared at a rate worth judging, and the share that changed in each."""

@@ -7,7 +7,7 @@ import numpy as np
 from stabkit.analyzers.series import Flags, episodes
 from stabkit.metric import Array
 
-__all__ = ["WINDOW", "spikes", "unusual"]
+__all__ = ["WINDOW", "lasting", "spikes", "unusual"]
 
 WINDOW = 500
 """Records looked back upon."""
@@ -42,22 +42,22 @@ def unusual(excess: Array, out: Flags) -> Flags:
         earlier = peaks[np.searchsorted(ends, begin - WINDOW) : rise]
         recurs = np.partition(earlier, -OFTEN)[-OFTEN] if len(earlier) >= OFTEN else 0.0
         news[begin:end] = excess[begin:end] > TIMES * recurs
-    return out & (news | _lasting(out))
+    return out & (news | lasting(out))
 
 
-def _lasting(out: Flags) -> Flags:
-    """Whether an outlier is at least the third in a row, where outliers begin rarely."""
+def lasting(out: Flags, count: int = LASTING) -> Flags:
+    """Whether an outlier is at least the third in a row, or the `count`th, where outliers begin rarely."""
     n = len(out)
     starts = np.cumsum(np.append(0, out & ~np.append(False, out[:-1])))
     normal = np.cumsum(np.append(0, ~out))
     here, back = np.arange(1, n + 1), np.maximum(np.arange(1, n + 1) - WINDOW, 0)
     rare = RARELY * (starts[here] - starts[back]) <= np.maximum(normal[here] - normal[back], RARELY)
     in_a_row = out.copy()
-    for back_by in range(1, LASTING):
+    for back_by in range(1, count):
         in_a_row[back_by:] &= out[:-back_by]
         in_a_row[:back_by] = False
-    lasting: Flags = in_a_row & rare
-    return lasting
+    found: Flags = in_a_row & rare
+    return found
 
 
 def spikes(told: Flags, up: Flags, gap: int) -> list[tuple[int, int]]:

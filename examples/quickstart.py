@@ -1,7 +1,7 @@
 """The smallest use of stabkit: an ordinary training loop with one line added, and what it says about the run.
 
     python examples/quickstart.py
-    python examples/quickstart.py --lr 0.001 --warmup 20        # about what the first run's finding advises
+    python examples/quickstart.py --lr 0.002 --warmup 20        # about what the first run's finding advises
 
 The model guesses the next byte of Python's own standard library from the 16 bytes before it. The default learning rate of 0.03
 is far too high for a start without a warmup: the loss falls all the same, but further where the advice is taken.

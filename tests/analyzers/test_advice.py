@@ -36,7 +36,7 @@ def only(run: Any, rule: str) -> Finding:
 def test_the_warmup(beta2: float, planned: int | None, full: int, steps: int, other: float | None) -> None:
     warmup = warmup_for(beta2, 3e-2, 1.5, planned)
     assert (warmup.full, warmup.steps, warmup.beta2) == (full, steps, other)
-    assert warmup.lr == pytest.approx(1e-3)  # 3e-2 * 0.05 / 1.5
+    assert warmup.lr == pytest.approx(2e-3)  # 3e-2 * 0.1 / 1.5
 
 
 def too_fast(total: int | None, loss: Any = None) -> Any:
@@ -51,7 +51,7 @@ def test_missing_warmup() -> None:
     assert finding.message == "no warmup: step 1 at rate 0.03 changed a by 1.5 times its own size"
     assert (finding.severity, finding.first_step, finding.last_good_step) == (Severity.WARNING, 2, 0)
     assert finding.advice == (
-        "Start again with a linear warmup of 40 steps and a peak rate of 0.001. The full warmup for beta2 0.999 would be 2000 "
+        "Start again with a linear warmup of 40 steps and a peak rate of 0.002. The full warmup for beta2 0.999 would be 2000 "
         "steps, more than a tenth of these 400; to keep the rate 0.03, use it in a longer run, or beta2 0.95, whose full "
         "warmup that is."
     )
@@ -60,7 +60,7 @@ def test_missing_warmup() -> None:
 def test_missing_warmup_of_a_run_of_unknown_length_does_not_take_the_log_for_the_run() -> None:
     assert only(too_fast(None), "SK101").advice == (
         "Start again with a linear warmup of 2000 steps (2 / (1 - beta2) at beta2 0.999). If that is more than a tenth of the "
-        "run, lower the peak rate to 0.001."
+        "run, lower the peak rate to 0.002."
     )
 
 

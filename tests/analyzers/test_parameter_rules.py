@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,14 @@ def test_nine_updates_of_ten_that_are_lost_are_told_after_four_steps() -> None:
     assert (finding.first_step, finding.event_step) == (4, 1)
     rates = np.minimum(1e-3, 1e-4 * np.arange(1, 31))
     assert only("SK306", bits(np.full(30, 95), rates)).first_step == 13  # the rate stands still from step 10 on
+
+
+def test_a_warmup_that_will_not_reach_far_enough_is_told_after_ten_steps() -> None:
+    rates, lost = 1e-5 * np.arange(1, 101), 100 - 0.5 * np.arange(1, 101)  # at the tenth step 5 % change
+    finding = only("SK306", replace(bits(lost, rates), facts={"total_steps": 300}))
+    assert (finding.first_step, finding.event_step) == (10, 1)  # at step 30, a tenth of the run, 15 % would
+    assert status("SK306", replace(bits(lost, rates).until(30), facts={"total_steps": 3000})) is Status.NOT_APPLICABLE
+    assert status("SK306", bits(lost, rates).until(30)) is Status.NOT_APPLICABLE  # nobody said how long the run is to be
 
 
 def test_a_rounding_that_ends_is_past() -> None:

@@ -142,3 +142,24 @@ def test_what_leaves_nan_out(values: Array) -> None:
         assert known_median(values)[i] == pytest.approx(expected, nan_ok=True)
         assert known_max(values)[i] == pytest.approx(known.max() if len(known) else np.nan, nan_ok=True)
     assert log_of(np.array([1.0, 0.0, -1.0, np.nan, np.inf, 1e300])).tolist()[0] == 0.0
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 300), st.sampled_from([30, 100]))
+def test_a_level_is_learnt_anew_after_a_gap_longer_than_its_baseline(seed: int, n: int, window: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(n)
+    values[rng.random(n) < 0.1] = np.nan
+    steps = np.cumsum(rng.choice([1, 2, 25, 400], n, p=[0.7, 0.25, 0.03, 0.02]))
+    parts: list[list[int]] = [[]]
+    for i in np.flatnonzero(np.isfinite(values)).tolist():
+        base = parts[-1][-window:]
+        if len(base) >= 20 and steps[i] - steps[base[-1]] > steps[base[-1]] - steps[base[0]]:
+            parts.append([])
+        parts[-1].append(i)
+    fast = trailing_level(values, window, 6.0, 0.1, 20, 60, steps)
+    for part in parts:
+        plain = trailing_level(values[part], window, 6.0, 0.1, 20, 60)
+        for name in ("level", "score", "excess"):
+            np.testing.assert_array_equal(getattr(fast, name)[part], getattr(plain, name))
