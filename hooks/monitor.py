@@ -226,7 +226,7 @@ class Monitor:
         if watched is None:
             return
         watched.stepped = True
-        watched.recorder.refresh()
+        watched.recorder.refresh(fully=not watched.recorder.begun)  # backward has looked
         if watched.laid_out is not watched.recorder.roster:
             self._lay_out(watched, stepping)
         count = watched.recorder.count()
