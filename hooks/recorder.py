@@ -10,6 +10,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks import quick
+from stabkit.hooks.cadence import Cadence
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.counting import StepCount, device_count
 from stabkit.hooks.distributed import Pending
@@ -34,7 +35,7 @@ class StepRecorder:
 
     Args:
         optimizer: The optimizer.
-        every: Measure the tensors of every n-th step.
+        cadence: Says which steps have their tensors measured; every one where this is left out.
         exact_updates: Copy all weights before each measured step, so that the applied update is measured.
         pending: Where to look for gradients that are kept back; None where there is no such place.
 
@@ -46,10 +47,14 @@ class StepRecorder:
     """
 
     def __init__(
-        self, optimizer: Optimizer, every: int = 1, exact_updates: bool = False, pending: Pending | None = None
+        self,
+        optimizer: Optimizer,
+        cadence: Cadence | None = None,
+        exact_updates: bool = False,
+        pending: Pending | None = None,
     ) -> None:
         self.optimizer = optimizer
-        self.every = every
+        self.cadence = cadence or Cadence()
         self.exact_updates = exact_updates
         self.roster = Roster(optimizer)
         self.trust = Trust(optimizer)
@@ -191,7 +196,7 @@ class StepRecorder:
             unguarded_scale: What the gradients still carry of a loss scale, where no scaler makes this step; NaN where unknown.
         """
         self._closure = closure
-        if (step - 1) % self.every == 0 and self.roster.readable:
+        if self.cadence.due(step) and self.roster.readable:
             self._measurement = quick.begin(
                 self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
             )

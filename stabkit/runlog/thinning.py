@@ -26,8 +26,8 @@ from stabkit.runlog.segments import read_segments
 
 __all__ = ["LIMIT", "Thinner", "kept", "standing_out"]
 
-LIMIT = 240 << 20
-"""Bytes of tensor records of one optimizer. With 200 tensors that is 7,100 of them."""
+LIMIT = 192 << 20
+"""Bytes of tensor records of one optimizer. With 200 tensors that is 5,700 of them."""
 _NEWEST = 2
 """Segments that are never touched: the open one, and the last that was closed. Each holds 64 records or more."""
 _BEGINNING = 256
@@ -61,11 +61,13 @@ class Thinner:
     ) -> None:
         self._folder, self._limit, self._told, self._note = folder, limit, told, note
         self._thread: threading.Thread | None = None
+        self._again = False  # whether a segment was closed since a pass over them began
         self._noted: set[int] = set()
         self._spent: set[Path] = set()  # segments that have nothing left to give
 
     def rolled(self) -> None:
-        """A segment was closed. Never waits: what a thread at work does not see, the next does."""
+        """A segment was closed. Never waits."""
+        self._again = True
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._try, name="stabkit-thinning", daemon=True)
             self._thread.start()
@@ -74,10 +76,13 @@ class Thinner:
         """Wait until all is done."""
         if self._thread is not None:
             self._thread.join()
+            self._try()
 
     def _try(self) -> None:
-        with suppress(Exception):  # a full disk: the next time, perhaps
-            self._thin()
+        while self._again:
+            self._again = False
+            with suppress(Exception):  # a full disk: the next time, perhaps
+                self._thin()
 
     def _thin(self) -> None:
         for leftover in self._folder.glob(".tensors-*.npy.thin"):
