@@ -1,9 +1,9 @@
 """Keeps a long run's log small: of old steps fewer tensor records stay, of events and what surrounds them all.
 
 Step records always stay, and tensor records of lately stay. When those of one optimizer take more than `LIMIT`, whole closed
-segments are replaced, the fullest and oldest first, by the same with every fourth step, then every sixteenth and so on. Kept
-besides are the first steps of a run, and every step that stands out, with those around it: in what the step records say (loss,
-norms, a step passed over), in any tensor's norms or extremes, or because an event was noted.
+segments are replaced, the least thinned and oldest first, by the same with every fourth step, then every sixteenth and so on.
+Kept besides are the first steps of a run, and every step that stands out, with those around it: in what the step records say
+(loss, norms, a step passed over), in any tensor's norms or extremes, or because an event was noted.
 
 A segment is replaced in one go: whoever is killed in the middle has the old one. Records are copied byte for byte.
 """
@@ -32,7 +32,7 @@ _NEWEST = 2
 """Segments that are never touched: the open one, and the last that was closed. Each holds 64 records or more."""
 _BEGINNING = 256
 """Steps at the start of a run that stay whole at first: warmup, and what goes wrong early."""
-_AROUND = 64
+_AROUND, _AT_LEAST = 64, 8
 _BLOCK = 64
 _FACTOR = np.log(4.0)
 _NOISES = 8.0
@@ -95,7 +95,7 @@ class Thinner:
         old = [one for one in old if len(one.records)]
         events = self._events()
         while old and sum(sizes.values()) > self._limit:
-            one = max(old, key=lambda one: one.share)
+            one = min(old, key=lambda one: one.gap)
             stride = one.thin(events)
             if stride is None:
                 self._spent.add(one.path)
@@ -123,7 +123,7 @@ class _Old:
 
     Attributes:
         records: All of them; none where the segment is damaged or still open.
-        share: How many of the steps it spans it holds.
+        gap: The most steps between two of them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,8 +142,8 @@ class _Old:
             self.records = np.memmap(self.path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,)).view(np.ndarray)
 
     def _measure(self) -> None:
-        steps = self.records["step"] if len(self.records) else np.zeros(1)
-        self.share = len(steps) / max(int(np.abs(np.diff(steps)).sum()), 1)
+        steps = self.records["step"] if len(self.records) else np.zeros(1, np.int64)
+        self.gap = int(np.diff(steps).max(initial=1))
 
     def thin(self, events: NDArray[np.int64]) -> int | None:
         """Thin it further; the stride of what stays, None where nothing could be left out."""
@@ -180,7 +180,7 @@ def kept(records: Records, events: NDArray[np.int64], stride: int) -> Mask:
         stride: Of the ordinary ones every so many steps stay. The greater it is, the less stays around what stands out.
     """
     steps = records["step"]
-    around = max(_AROUND * 4 // stride, 1)
+    around = max(_AROUND * 4 // stride, _AT_LEAST)
     staying: Mask = (steps - 1) % stride == 0
     staying[[0, -1]] = True
     staying |= ~valid_records(records)  # of what is damaged nobody can say
