@@ -23,7 +23,7 @@ lint: $(VENV)/installed
 	$(BIN)/python -m pip wheel -q --no-deps -w build/types .
 	cd build/types && ../../$(BIN)/python -m zipfile -e *.whl . && cd ../.. && MYPYPATH=build/types $(BIN)/mypy -p stabkit
 
-$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt hooks/statistics/_one_pass.c hooks/statistics/_sums.h
+$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hooks/statistics/_*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@

@@ -45,7 +45,7 @@ setup(
         Extension(
             "stabkit.hooks.statistics._one_pass",
             ["hooks/statistics/_one_pass.c"],
-            depends=["hooks/statistics/_sums.h"],
+            depends=["hooks/statistics/_sums.h", "hooks/statistics/_tensors.h"],
             define_macros=[("Py_LIMITED_API", "0x030A0000")] if stable_abi else [],
             extra_compile_args=[] if os.name == "nt" else unix_flags,
             extra_link_args=[] if os.name == "nt" else ["-pthread"],

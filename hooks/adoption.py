@@ -14,9 +14,10 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.distributed import Pending
-from stabkit.hooks.gradients import is_zero, signatures
+from stabkit.hooks.gradients import is_zero
 from stabkit.hooks.loss import Root
 from stabkit.hooks.recorder import StepRecorder
+from stabkit.hooks.signatures import changed, signatures
 from stabkit.hooks.transfer import Number
 from stabkit.hooks.wiring import Wiring
 
@@ -70,8 +71,7 @@ class EarlyRecorder(StepRecorder):
         before, calls = self._at_backward, len(self._window.calls)
         super().backward_end(roots, finished, scale)
         if len(self._window.calls) > calls:
-            now = signatures(self.parameters)
-            self._reached.append({i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b})
+            self._reached.append(set(changed(before, signatures(self.parameters))))
 
     def hand_over(self, recorder: StepRecorder, known: Iterable[StepRecorder]) -> None:
         """Give a recorder what was seen of its parameters.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.distributed import local
+from stabkit.hooks.statistics.native import finder
 from stabkit.hooks.transfer import Number, host_number, on_host
 
 __all__ = ["StepCount", "counts_of", "device_count"]
@@ -20,6 +22,11 @@ def counts_of(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[
     """The optimizer's own count of steps of each parameter: 0 before the first, -1 where it keeps none."""
     if not optimizer.state:
         return [0.0] * len(parameters)
+    if finder is not None and isinstance(optimizer.state, dict) and isinstance(parameters, list):
+        found = np.empty(len(parameters))
+        finder.counts(parameters, optimizer.state, found.ctypes.data)
+        if not np.isnan(found).any():
+            return found.tolist()  # type: ignore[no-any-return]
     state_of: Callable[..., Any] = optimizer.state.get
     return [_count(state_of(p, _NOTHING)) for p in parameters]
 

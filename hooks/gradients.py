@@ -9,33 +9,26 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 import numpy as np
 import torch
 
 from stabkit.hooks.clip import ClipCall
-from stabkit.hooks.distributed import local, local_like, version
+from stabkit.hooks.distributed import local, local_like
+from stabkit.hooks.signatures import Signatures, changed, chosen, none, places, signature, signatures, untouched
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import Batch, Later, Number, on_host
 from stabkit.metric import Array
 
-__all__ = ["GradientLedger", "Signature", "changed", "is_zero", "signatures"]
+__all__ = ["GradientLedger", "is_zero"]
 
-Signature = tuple[int, int] | None
+_WIDE = {torch.float32, torch.float64, torch.bfloat16}
+_DTYPE = attrgetter("dtype")
+_PLENTY = 1e-58
+"""A sum of squares of up to 10^11 elements of these dtypes: above it they are far from the smallest numbers there are."""
+
 _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
-
-
-def signatures(parameters: Sequence[torch.Tensor]) -> list[Signature]:
-    """(identity, version) of each parameter's gradient, None where it has none."""
-    plain = torch.Tensor
-    return [None if (g := p.grad) is None else (id(g), g._version if type(g) is plain else version(g)) for p in parameters]
-
-
-def changed(before: Sequence[Signature], now: Sequence[Signature]) -> frozenset[int]:
-    """Places of the gradients that were written to; all, where an optimizer was first seen in between."""
-    if len(before) != len(now):
-        return frozenset(range(len(now)))
-    return frozenset(i for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
 
 
 class GradientLedger:
@@ -53,18 +46,19 @@ class GradientLedger:
     def following(self) -> GradientLedger:
         """That of the next step. This one stays as it is: its numbers may still be on their way from a device."""
         following = copy.copy(self)
+        following._known = {}
         following._begin()
         return following
 
     def _begin(self) -> None:
         self.calls: list[ClipCall] = []
-        self._seen: list[Signature] | None = None  # as the last event left the gradients
+        self._seen: Signatures | None = None  # as the last event left the gradients
         self._complete = False  # whether a backward was seen
         self._altered: set[int] = set()
         self._clipped: dict[int, ClipCall] = {}
         self._batch = Batch()
         self._sums: dict[int, Array] = {}  # of squares before clipping by value: no coefficient gives them back
-        self._zeroed: dict[int, Signature] = {}
+        self._zeroed: dict[int, tuple[int, int]] = {}
         self._scales: dict[int, Number] = {}  # that the gradients carried when a call found them
         self._numbers: dict[int, tuple[Later, Later]] = {}  # of each call: total norm, scale
 
@@ -80,7 +74,7 @@ class GradientLedger:
         place = self._place
         moved = {place[id(p)]: i for i, p in enumerate(part.parameters) if id(p) in place}
         if self._seen is not None:
-            part._seen = [self._seen[place[id(p)]] if id(p) in place else None for p in part.parameters]
+            part._seen = chosen(self._seen, [place.get(id(p)) for p in part.parameters])
         part._complete = self._complete
         part._altered = {moved[i] for i in self._altered if i in moved}
         part._clipped = {moved[i]: call for i, call in self._clipped.items() if i in moved}
@@ -90,39 +84,42 @@ class GradientLedger:
         part._batch.absorb(self._batch)
         return part
 
-    def forget(self, places: Sequence[int]) -> None:
+    def forget(self, dropped: Sequence[int]) -> None:
         """The gradients at these places were dropped: what was done to them is of no account any more."""
-        self._altered.difference_update(places)
-        for i in places:
+        self._altered.difference_update(dropped)
+        for i in dropped:
             self._clipped.pop(i, None)
             self._sums.pop(i, None)
         self.calls = [call for call in self.calls if any(other is call for other in self._clipped.values())]
 
     def _index(self, parameters: Sequence[torch.Tensor]) -> None:
         self.parameters = list(parameters)
+        self._known: dict[int, tuple[ClipCall, list[int]]] = {}
         self._place = {id(p): i for i, p in enumerate(self.parameters)}
 
-    def dropped(self, now: list[Signature]) -> bool:
+    def dropped(self, now: Signatures) -> bool:
         """Whether the gradients were thrown away since the last backward, one of which had come: set to None or to zero."""
-        if all(s is None for s in now):
+        if none(now):
             return True
         seen = self._seen
-        if seen is None or len(seen) != len(now) or any(a == b is not None for a, b in zip(seen, now, strict=True)):
+        if seen is None or len(seen) != len(now) or untouched(seen, now):
             return False
-        zeroed = (s is None or s == self._zeroed.get(i) or is_zero(self.parameters[i].grad) for i, s in enumerate(now))
-        return all(zeroed)
+        grads = ((i, self.parameters[i].grad) for i in places(now))
+        return all(signature(grad) == self._zeroed.get(i) or is_zero(grad) for i, grad in grads)
 
     def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
         """The gradients of these were set to None or to zero."""
+        if none(signatures(self.parameters)):
+            return
         for place in (self._place.get(id(p)) for p in parameters):
             if place is not None and (grad := self.parameters[place].grad) is not None:
-                self._zeroed[place] = (id(grad), version(grad))
+                self._zeroed[place] = signature(grad)
 
-    def before_backward(self, now: list[Signature]) -> None:
+    def before_backward(self, now: Signatures) -> None:
         """A further backward begins: whatever changed since the last one was not us."""
         self._compare(now)
 
-    def after_backward(self, now: list[Signature]) -> None:
+    def after_backward(self, now: Signatures) -> None:
         """Gradients were accumulated: what was clipped before is now a mixture."""
         self._altered |= set(self._clipped)
         self._seen = now
@@ -137,10 +134,11 @@ class GradientLedger:
         """
         self._scales[id(call)] = scale
         self._compare(signatures(self.parameters))
-        places = self._places(call)
-        self._altered.update(i for i in places if i in self._clipped)
+        concerned = self._places(call)
+        if self._clipped:
+            self._altered.update(i for i in concerned if i in self._clipped)
         if call.kind == "value":
-            shards = {i: local_like(self.parameters[i].grad, self.parameters[i]) for i in places}
+            shards = {i: local_like(self.parameters[i].grad, self.parameters[i]) for i in concerned}
             grads = {i: g for i, g in shards.items() if g is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
@@ -150,9 +148,9 @@ class GradientLedger:
 
         None of ours are clipped, too, by a call that finds no gradient at all though it was given our parameters.
         """
-        places = self._places(call)
-        ours = places or (not call.parameters and any(id(p) in self._place for p in call.asked))
-        return frozenset(places) if ours else None
+        found = self._places(call)
+        ours = found or (not call.parameters and any(id(p) in self._place for p in call.asked))
+        return frozenset(found) if ours else None
 
     def alive(self) -> Number:
         """Above 0 where the gradients were not set to zero behind the version counter, as `p.grad.data.zero_()` does.
@@ -170,25 +168,24 @@ class GradientLedger:
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
         self.accept()
-        places = self._places(call)
-        self._clipped.update(dict.fromkeys(places, call))
+        concerned = self._places(call)
+        self._clipped.update(dict.fromkeys(concerned, call))
         if not call.finished:
-            self._altered.update(places)
-        elif places:
+            self._altered.update(concerned)
+        elif concerned:
             self.calls.append(call)
 
-    def close(self) -> None:
-        """The step begins: what was written until now counts."""
-        self._compare(signatures(self.parameters))
+    def close(self, now: Signatures | None = None) -> None:
+        """The step begins: what was written until now counts. The gradients as they are `now`, where that is known."""
+        self._compare(signatures(self.parameters) if now is None else now)
 
     def accept(self) -> None:
         """Take the writes since the last event as understood."""
         self._seen = signatures(self.parameters)
 
-    def rewritten(self) -> list[int]:
+    def rewritten(self, now: Signatures | None = None) -> list[int]:
         """Places of the gradients that were written to since `close`: by the optimizer itself."""
-        now, seen = signatures(self.parameters), self._seen
-        return [] if seen is None else [i for i, (a, b) in enumerate(zip(seen, now, strict=True)) if a != b]
+        return [] if self._seen is None else changed(self._seen, signatures(self.parameters) if now is None else now)
 
     def the_one(self, kind: str) -> ClipCall | None:
         """The clipping call of this kind, where there was exactly one."""
@@ -217,9 +214,9 @@ class GradientLedger:
         quotient = call.limit / (self._found_norm(call) + 1e-6)
         return 1.0 if quotient > 1 else quotient  # unlike min(), this hands a NaN on, as torch does
 
-    def covers(self, call: ClipCall, places: Sequence[int]) -> bool:
+    def covers(self, call: ClipCall, gradients: Sequence[int]) -> bool:
         """Whether this one call explains all that happened to these gradients since they were complete."""
-        return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in places)
+        return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in gradients)
 
     def before_clipping(self, used: Array, owners: Sequence[int]) -> Array:
         """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved.
@@ -231,6 +228,8 @@ class GradientLedger:
         before = np.full(len(used), np.nan)
         if not self._complete:
             return before
+        if (alike := self._unclipped_alike(used, owners)) is not None:
+            return alike
         for row, (i, value) in enumerate(zip(owners, used.tolist(), strict=True)):
             call = self._clipped.get(i)
             if i in self._altered:
@@ -243,6 +242,30 @@ class GradientLedger:
             else:
                 before[row] = self._unclipped(i, value, self.coefficient(call))
         return before
+
+    def _unclipped_alike(self, used: Array, owners: Sequence[int]) -> Array | None:
+        """The same for all gradients at once, where nothing befell any or one call clipped all; else None.
+
+        Gradients so small that scaling them down has rounded something away are left to `_unclipped`.
+        """
+        calls = {*map(id, self._clipped.values())}
+        if self._altered or len(calls) > 1 or len(owners) != len(self.parameters):
+            return None
+        everything: Array = used.copy()
+        if not calls:
+            return everything
+        call = next(iter(self._clipped.values()))
+        if call.kind == "value":
+            return None
+        coefficient = self.coefficient(call)
+        if coefficient == 1:
+            return everything
+        plenty = len(self._clipped) == len(owners) and bool(((used > _PLENTY) | (used == 0)).all())
+        wide = plenty and {*map(_DTYPE, self.parameters)} <= _WIDE
+        if not (wide and coefficient > 1e-7):
+            return None
+        everything /= coefficient**2
+        return everything
 
     def _unclipped(self, i: int, used: float, coefficient: float) -> float:
         if coefficient == 1:
@@ -258,13 +281,18 @@ class GradientLedger:
         typical = math.sqrt(used / max(own.numel(), 1))
         return math.nan if typical < 1e3 * torch.finfo(own.dtype).tiny else used / coefficient**2
 
-    def _compare(self, now: list[Signature]) -> None:
+    def _compare(self, now: Signatures) -> None:
         if self._seen is not None:
-            self._altered.update(i for i, (a, b) in enumerate(zip(self._seen, now, strict=True)) if a != b)
+            self._altered.update(changed(self._seen, now))
         self._seen = now
 
     def _places(self, call: ClipCall) -> list[int]:
-        return [self._place[id(p)] for p in call.parameters if id(p) in self._place]
+        if id(call) not in self._known:
+            ids = [*map(id, call.parameters)]
+            all_of_them = ids == [*self._place]
+            found = range(len(ids)) if all_of_them else (place for i in ids if (place := self._place.get(i)) is not None)
+            self._known[id(call)] = call, [*found]
+        return self._known[id(call)][1]
 
 
 def is_zero(grad: torch.Tensor | None) -> bool:

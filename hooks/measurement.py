@@ -17,6 +17,7 @@ from stabkit.hooks.momentum import momentum_before
 from stabkit.hooks.optimizer import group_values, states_of, steps_of
 from stabkit.hooks.probe import Probe
 from stabkit.hooks.roster import Roster
+from stabkit.hooks.signatures import Signatures
 from stabkit.hooks.statistics import (
     AFTER_COLUMNS,
     BEFORE_COLUMNS,
@@ -86,26 +87,30 @@ class Measurement:
         exact_updates: Copy all weights, so that the applied update is measured.
         closure: Whether the gradient does not exist yet, because the step itself will compute it.
         batch: That of the step. The columns are filled when it is fetched.
+        due: Whether the formula of the update is to be held against this step.
 
     Attributes:
         columns: [tensors, columns] in the order of `TENSOR_COLUMNS`.
         places: Of the tensors that had a gradient.
         unread: Places of those whose gradient was there and could not be read.
+        signatures: Of the gradients at the last look at them, where they are known from it.
     """
 
+    _states: list[TensorState]
+    _bits: list[Bits]
+    _probe: Probe | None
+    _derived: bool
+
     def __init__(
-        self, optimizer: Optimizer, roster: Roster, trust: Trust, exact_updates: bool, closure: bool, batch: Batch
+        self, optimizer: Optimizer, roster: Roster, trust: Trust, exact_updates: bool, closure: bool, batch: Batch, due: bool
     ) -> None:
-        self._optimizer, self._roster, self._trust, self._closure = optimizer, roster, trust, closure
-        self._batch = batch
+        self._prepare(optimizer, roster, trust, batch)
+        self._closure = closure
         self._states = roster.held(states_of(optimizer, roster.parameters, trust.moments))
         if closure:
             for state in self._states:
                 state.grad = None
         groups = group_values(optimizer)
-        self.columns = _blank(len(roster.owners))
-        self.places: list[int] = []
-        self.unread: list[int] = []
         plain = trust.is_torch_adam and trust.derives
         self._early = not plain and not closure  # whether the gradients are measured now
         states = self._states if plain else [_without_sparse(s) for s in self._states]
@@ -113,12 +118,21 @@ class Measurement:
         self._set((slice(None), _BEFORE), before)
         if self._early:
             self._measure_gradients(self._states)
-        self._derived, self._variant = trust.derives, trust.variant
-        self._probe = trust.probe(self._states, groups)
+        self._probe = Probe(self._states) if due else None
         on_trial = self._probe is not None and not trust.is_torch_adam
         self._copy_weights(before[:, 0], groups, exact_updates or on_trial or not self._derived)
         coarse = range(len(self._states)) if exact_updates else roster.coarse
         self._bits = [Bits(i, self._states[i].param) for i in coarse if groups[roster.groups[i]].lr > 0]
+
+    def _prepare(self, optimizer: Optimizer, roster: Roster, trust: Trust, batch: Batch) -> None:
+        self._optimizer, self._roster, self._trust, self._batch = optimizer, roster, trust, batch
+        self._states, self._bits, self._probe = [], [], None
+        self._early = self._closure = False
+        self._derived, self._variant = trust.derives, trust.variant
+        self.columns = _blank(len(roster.owners))
+        self.places: list[int] = []
+        self.unread: list[int] = []
+        self.signatures: Signatures | None = None
 
     def finish(
         self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
@@ -149,7 +163,8 @@ class Measurement:
             self._measure_plainly(states, steps, dense)
         for bits in self._bits:
             bits.compare(states[bits.place], self._batch, self.columns[bits.place])
-        rewritten = np.flatnonzero(np.isin(self._roster.owners, ledger.rewritten())).tolist()
+        found = ledger.rewritten()
+        rewritten = np.flatnonzero(np.isin(self._roster.owners, found)).tolist() if found else found
         self._batch.afterwards(lambda: self._settle(ledger, rewritten, skipped.value > 0, carried_scale.value))
         self.unread = self._roster.unread()
         if self._roster.sharded or self.unread:
@@ -214,8 +229,12 @@ class Measurement:
         """All columns of an optimizer whose update follows from its state."""
         self._measure_adam(states, steps, dense, _AFTER)
         idle = [i for i, s in enumerate(states) if s.grad is None]
-        self._set(np.ix_(idle, _OF_UPDATE), _NOTHING)  # the optimizer passes over a tensor without a gradient
-        if all(states[i].before is not None for i in self.places):
+        self._stand_still(idle, copied=all(states[i].before is not None for i in self.places))
+
+    def _stand_still(self, idle: Sequence[int], copied: bool) -> None:
+        """The optimizer passes over tensors without a gradient; whether all the others were `copied` before the step."""
+        self._set(np.ix_(idle, _OF_UPDATE), _NOTHING)
+        if copied:
             self._set((idle, _PLACE["applied_update_sumsq"]), _NOTHING)
 
     def _measure_plainly(self, states: list[TensorState], steps: list[AdamStep], dense: list[int]) -> None:
@@ -258,7 +277,7 @@ class Measurement:
     def norm(self, column: str, places: Sequence[int] | None = None) -> float:
         """The root of a column's sum over the tensors, or over some of them; NaN where any lacks it."""
         values = self.columns[:, _PLACE[column]]
-        values = values if places is None else values[list(places)]
+        values = values if places is None or len(places) == len(values) else values[list(places)]
         return math.sqrt(total) if (total := float(values.sum())) >= 0 and len(values) else math.nan
 
     def total(self, column: str) -> float:
@@ -288,15 +307,20 @@ class Measurement:
         return states
 
     def _copy_weights(self, squares: Array, groups: Sequence[Group], all_of_them: bool) -> None:
+        for i in range(len(self._states)) if all_of_them else self._too_small(squares, groups):
+            state = self._states[i]
+            if not self._derived or state.grad is not None or self._closure:
+                state.before = state.param.detach().clone()
+
+    def _too_small(self, squares: Array, groups: Sequence[Group]) -> list[int]:
+        """Places of the tensors that must be copied, given the sums of squares of the weights."""
         lr = np.array([group.lr for group in groups])
         decay = np.array([group.weight_decay for group in groups])
         squares = np.where(np.isnan(squares), self._roster.squares, squares)  # as good as today's, where those come later
         needed = squares < ((_SMALL * lr) ** 2)[self._roster.groups] * self._roster.sizes
-        needed |= all_of_them | (np.abs(lr * decay) > _LARGE_DECAY)[self._roster.groups]
-        for i in np.flatnonzero(needed).tolist():
-            state = self._states[i]
-            if not self._derived or state.grad is not None or self._closure:
-                state.before = state.param.detach().clone()
+        needed |= (np.abs(lr * decay) > _LARGE_DECAY)[self._roster.groups]
+        found: list[int] = np.flatnonzero(needed).tolist()
+        return found
 
 
 def _blank(tensors: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks import clip, dispatch, forward, loss, optimizer, precision, ring, scaler, schedule, zeroing
+from stabkit.hooks.cadence import Cadence
 from stabkit.hooks.sink import Sink
 from stabkit.hooks.unfinished import Unfinished
 from stabkit.hooks.watched import Watched
@@ -32,6 +34,7 @@ class Monitor:
         exact_updates: Measure the applied update from a copy of the weights.
         on_fault: Called once, with a sentence for the user, when something inside stabkit fails.
         look_forward: Look at the forward passes too.
+        budget: The share of the time that may be spent (see `Cadence`); None for any.
 
     Attributes:
         alive: Whether events are wanted.
@@ -47,12 +50,14 @@ class Monitor:
         exact_updates: bool = False,
         on_fault: Callable[[str], None] = lambda message: None,
         look_forward: bool = False,
+        budget: float | None = None,
     ) -> None:
         self.alive = True
         self.step = 0
         self._sink, self._on_fault = sink, on_fault
-        self._watchlist = Watchlist(model, optimizers, every, exact_updates, self._note)
+        self._watchlist = Watchlist(model, optimizers, lambda: Cadence(every, budget), exact_updates, self._note)
         self._forward = forward.Forward(model, every, self._note) if look_forward else None
+        self._timed = budget is not None
         self._guards = 0  # calls of GradScaler.step in progress
         self._schedulers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._roots: list[loss.Root] = []
@@ -108,7 +113,16 @@ class Monitor:
 
     def receive(self, event: str, *details: Any) -> None:
         """Handle an event of a recorder (see `dispatch.notify`)."""
-        getattr(self, f"_on_{event}")(*details)
+        handle = getattr(self, f"_on_{event}")
+        if not self._timed:
+            handle(*details)
+            return
+        begin = time.perf_counter()
+        try:
+            handle(*details)
+        finally:
+            for recorder in self._watchlist.recorders():
+                recorder.cadence.spend(time.perf_counter() - begin)
 
     def fault(self, event: str, error: Exception) -> None:
         """Note a failure of our own; after a few in a row, stop watching. Training goes on either way."""
@@ -226,7 +240,7 @@ class Monitor:
         if watched is None:
             return
         watched.stepped = True
-        watched.recorder.refresh()
+        watched.recorder.refresh(fully=not watched.recorder.begun)  # backward has looked
         if watched.laid_out is not watched.recorder.roster:
             self._lay_out(watched, stepping)
         count = watched.recorder.count()
@@ -272,6 +286,7 @@ class Monitor:
         while watched.unfinished and (last or watched.unfinished[0].ready()):
             arrived = watched.unfinished.popleft()
             record = arrived.finish()
+            watched.recorder.cadence.saw(record)
             self._sink.step(watched.index, record)
             if arrived.beside:
                 self._sink.scalars(record.step, {name: later.value for name, later in arrived.beside.items()})
@@ -288,7 +303,10 @@ class Monitor:
             self._note("unreached", optimizer=watched.index, parameters=unreached[:20], count=len(unreached), step=watched.step)
 
     def _tell_news(self, watched: Watched) -> None:
-        trust = watched.recorder.trust
+        trust, cadence = watched.recorder.trust, watched.recorder.cadence
+        if cadence.news is not None:
+            told, cadence.news = cadence.news, None
+            self._note("cadence", optimizer=watched.index, until=watched.step, **told)
         if trust.news is not None:
             (why, place), trust.news = trust.news, None
             name = self._watchlist.name_of(watched, place)

@@ -9,15 +9,18 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch.optim.optimizer import Optimizer
 
+from stabkit.hooks import quick
+from stabkit.hooks.cadence import Cadence
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.counting import StepCount, device_count
 from stabkit.hooks.distributed import Pending
-from stabkit.hooks.gradients import GradientLedger, Signature, changed, signatures
+from stabkit.hooks.gradients import GradientLedger
 from stabkit.hooks.loss import LossWindow, Root
 from stabkit.hooks.measurement import Measurement, weights_now
 from stabkit.hooks.optimizer import group_values
 from stabkit.hooks.roster import Roster
 from stabkit.hooks.scaler import carried_scale, found_inf
+from stabkit.hooks.signatures import Signatures, changed, places, signatures
 from stabkit.hooks.transfer import Batch, Number
 from stabkit.hooks.trust import Trust
 from stabkit.hooks.unfinished import Seen, Unfinished
@@ -32,7 +35,7 @@ class StepRecorder:
 
     Args:
         optimizer: The optimizer.
-        every: Measure the tensors of every n-th step.
+        cadence: Says which steps have their tensors measured; every one where this is left out.
         exact_updates: Copy all weights before each measured step, so that the applied update is measured.
         pending: Where to look for gradients that are kept back; None where there is no such place.
 
@@ -44,17 +47,21 @@ class StepRecorder:
     """
 
     def __init__(
-        self, optimizer: Optimizer, every: int = 1, exact_updates: bool = False, pending: Pending | None = None
+        self,
+        optimizer: Optimizer,
+        cadence: Cadence | None = None,
+        exact_updates: bool = False,
+        pending: Pending | None = None,
     ) -> None:
         self.optimizer = optimizer
-        self.every = every
+        self.cadence = cadence or Cadence()
         self.exact_updates = exact_updates
         self.roster = Roster(optimizer)
         self.trust = Trust(optimizer)
         self._ledger = GradientLedger(self.parameters)
         self._count = StepCount()
         self.wiring = Wiring()
-        self._at_backward: list[Signature] = []
+        self._at_backward: Signatures = b""
         self._window = LossWindow()
         self._pending = pending
         self._kept: tuple[tuple[int, int], ...] = ()
@@ -73,7 +80,8 @@ class StepRecorder:
 
     def begin_step(self) -> None:
         """The optimizer has stepped: the next step begins."""
-        self.wiring.stepped(signatures(self.parameters))
+        left = self._measurement.signatures if self._measurement else None
+        self.wiring.stepped(signatures(self.parameters) if left is None or self.spoiled else left)
         self.begin_window()
 
     def begin_window(self) -> None:
@@ -99,9 +107,9 @@ class StepRecorder:
         self._window = LossWindow(list(other._window.calls) if calls is None else calls, other._window.failed)
         self._ledger = other._ledger.part(self.parameters)
 
-    def refresh(self) -> None:
-        """Follow a change of the optimizer's parameters."""
-        if not self.roster.holds(self.optimizer):
+    def refresh(self, fully: bool = True) -> None:
+        """Follow a change of the optimizer's parameters; unless `fully`, not of what is frozen."""
+        if not self.roster.holds(self.optimizer, fully):
             self.roster = Roster(self.optimizer)
             self._ledger.follow(self.parameters)
         elif self.trust.changed:
@@ -140,7 +148,7 @@ class StepRecorder:
         kept_back, self._kept = self._kept, self._kept_back()
         if now == self._at_backward and kept_back == self._kept:
             return
-        self.wiring.backward(changed(self._at_backward, now), 0.0 if self._window.begun else self._uncleared)
+        self.wiring.backward(frozenset(changed(self._at_backward, now)), 0.0 if self._window.begun else self._uncleared)
         self._ledger.after_backward(now)
         self._loss_scale = scale
         if finished:
@@ -167,9 +175,9 @@ class StepRecorder:
     def clip_begin(self, call: ClipCall, scale: Number = 1.0) -> None:
         """A clipping call begins, on gradients that still carry a loss scale, or no longer."""
         self._ledger.clip_begins(call, scale)
-        places = self._ledger.concerned(call)
-        if places is not None:
-            self.wiring.clipped(call.limit, scale, places)
+        concerned = self._ledger.concerned(call)
+        if concerned is not None:
+            self.wiring.clipped(call.limit, scale, concerned)
 
     def zeroed(self, parameters: Iterable[torch.Tensor]) -> None:
         """The gradients of these were set to None or to zero."""
@@ -188,14 +196,14 @@ class StepRecorder:
             unguarded_scale: What the gradients still carry of a loss scale, where no scaler makes this step; NaN where unknown.
         """
         self._closure = closure
-        if not closure:
-            self._ledger.close()
-            self._unguarded = None if self._loss_scale is None else unguarded_scale
-            self._by_hand = self._ledger.hand_made()
-        if (step - 1) % self.every == 0 and self.roster.readable:
-            self._measurement = Measurement(
+        if self.cadence.due(step) and self.roster.readable:
+            self._measurement = quick.begin(
                 self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
             )
+        if not closure:
+            self._ledger.close(self._measurement.signatures if self._measurement else None)
+            self._unguarded = None if self._loss_scale is None else unguarded_scale
+            self._by_hand = self._ledger.hand_made()
 
     def step_end(
         self, step: int, attempt: int, layout: int, skipped: bool = False, beside: Mapping[str, Number] | None = None
@@ -213,7 +221,9 @@ class StepRecorder:
             self._ledger.close()
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
         counts = self._count.read(self.optimizer, self.parameters)
-        seen = Seen(self.parameters, self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
+        known = self._measurement.signatures if self._measurement else None
+        gradients = places(signatures(self.parameters) if known is None else known)
+        seen = Seen(gradients, self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
         unfinished = Unfinished(record, seen, self._batch)
         unfinished.beside = {name: self._batch.add(number) for name, number in (beside or {}).items()}
         unfinished.ask("loss_scale", self._loss_scale)

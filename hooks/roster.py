@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from stabkit.metric import Array
 __all__ = ["Roster", "parameters_of"]
 
 _ONE = [None]
+_TRAINABLE = attrgetter("requires_grad")
 
 
 def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
@@ -49,6 +51,7 @@ class Roster:
         ends = np.cumsum([0, *self._counts])
         self.lengths = [sum(many[begin:end]) for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
         self.plain = not self._cuts and all(is_plain(p) for p in self.parameters)
+        self._ids = [*map(id, self.parameters)]  # comparing tensors themselves would compute
         self.trainable = [p.requires_grad for p in self.parameters]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.readable = all(p.is_cpu or p.is_cuda for p in self.parameters)
@@ -60,14 +63,13 @@ class Roster:
         """The number of elements held here of each tensor, asked for when they step: a lazy layer's have none before."""
         return np.array([state.param.numel() for state in self.held(self.bare())], dtype=np.float64)
 
-    def holds(self, optimizer: Optimizer) -> bool:
-        """Whether it is still true."""
+    def holds(self, optimizer: Optimizer, fully: bool) -> bool:
+        """Whether it is still true: `fully`, or as far as the list of parameters goes."""
         groups = optimizer.param_groups
-        return [len(group["params"]) for group in groups] == self._counts and all(
-            a is b and a.requires_grad is trainable
-            for a, b, trainable in zip(parameters_of(optimizer), self.parameters, self.trainable, strict=True)
-        )
-
+        if [len(group["params"]) for group in groups] != self._counts:
+            return False
+        now = parameters_of(optimizer)
+        return [*map(id, now)] == self._ids and (not fully or [*map(_TRAINABLE, now)] == self.trainable)
 
     def bare(self) -> list[TensorState]:
         """The parameters with nothing that belongs to them."""

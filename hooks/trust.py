@@ -56,14 +56,12 @@ class Trust:
         self._proofs = self._wait = 0
         self._decaying: list[bool] = []
 
-    def probe(self, states: Sequence[TensorState], groups: Sequence[Group]) -> Probe | None:
-        """What to hold the formula against after the coming step; None where that is not due."""
+    def due(self, groups: Sequence[Group]) -> bool:
+        """Whether the formula is to be held against the coming step. To be asked once before each step that is measured."""
         if not (self.derives or self._left) or all(group.lr == 0 for group in groups):
-            return None
+            return False
         self._wait -= 1
-        if self._proofs >= _PROOFS and self._wait > 0 and self._decaying == _decaying(groups):
-            return None
-        return Probe(states)
+        return self._proofs < _PROOFS or self._wait <= 0 or self._decaying != _decaying(groups)
 
     def look(self, optimizer: Optimizer, states: Sequence[TensorState], groups: Sequence[Group]) -> Moments | None:
         """Where the moments are to be found for a trial, after a step; None, for good, where it can be no Adam."""

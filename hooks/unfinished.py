@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from stabkit.hooks.gradients import GradientLedger
 from stabkit.hooks.loss import LossWindow
 from stabkit.hooks.measurement import Measurement
@@ -25,7 +23,7 @@ class Seen:
     """What was seen of one step of an optimizer.
 
     Attributes:
-        parameters: The optimizer's.
+        gradients: Places of the parameters that had a gradient.
         sharded: Whether this process holds a part of any tensor only.
         window: The backward calls.
         ledger: The gradients.
@@ -33,15 +31,12 @@ class Seen:
         measurement: The tensors; None where the step was not measured.
     """
 
-    parameters: Sequence[torch.Tensor]
+    gradients: Sequence[int]
     sharded: bool
     window: LossWindow
     ledger: GradientLedger
     wiring: Wiring
     measurement: Measurement | None
-
-    def __post_init__(self) -> None:
-        self.places = [i for i, p in enumerate(self.parameters) if p.grad is not None]
 
 
 class Unfinished:
@@ -107,7 +102,7 @@ class Unfinished:
         record.tensors = measurement.columns
         if sharded:  # the norm of a shard is nothing to anybody; the reader adds up those of all ranks
             return
-        places = sorted({*measurement.places, *measurement.unread})
+        places = sorted({*measurement.places, *measurement.unread}) if measurement.unread else measurement.places
         record.grad_norm_used = measurement.norm("grad_used_sumsq", places)
         record.grad_norm = measurement.norm("grad_sumsq", places)
         record.weight_norm = measurement.norm("weight_sumsq")
@@ -126,7 +121,7 @@ class Unfinished:
         if seen.sharded and not by_norm.everywhere:
             return
         total = ledger.total_norm(by_norm)
-        if math.isnan(record.grad_norm) and by_norm.order == 2 and ledger.covers(by_norm, seen.places):
+        if math.isnan(record.grad_norm) and by_norm.order == 2 and ledger.covers(by_norm, seen.gradients):
             # An infinite norm is true only if an element is: otherwise torch's sum of squares has overflowed.
             nonfinite = seen.measurement is not None and seen.measurement.total("grad_nonfinite") > 0
             record.grad_norm = total if math.isfinite(total) or nonfinite else math.nan

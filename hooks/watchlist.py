@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks import distributed, optimizer
 from stabkit.hooks.adoption import EarlyRecorder, is_shell, replaces
+from stabkit.hooks.cadence import Cadence
 from stabkit.hooks.names import named_parameters, parameters_in, roles
 from stabkit.hooks.ownership import Ownership
 from stabkit.hooks.recorder import StepRecorder
@@ -26,7 +27,7 @@ class Watchlist:
     Args:
         model: A module or a dict of modules.
         optimizers: Those to watch; empty to adopt whichever steps the model's parameters.
-        every: Measure the tensors of every n-th step.
+        cadence: Makes what says which steps of an optimizer have their tensors measured.
         exact_updates: Measure the applied update from a copy of the weights.
         note: Puts a note into the log.
 
@@ -36,9 +37,14 @@ class Watchlist:
     """
 
     def __init__(
-        self, model: Any, optimizers: Sequence[Any], every: int, exact_updates: bool, note: Callable[..., None]
+        self,
+        model: Any,
+        optimizers: Sequence[Any],
+        cadence: Callable[[], Cadence],
+        exact_updates: bool,
+        note: Callable[..., None],
     ) -> None:
-        self._model, self._every, self._exact_updates, self._note = model, every, exact_updates, note
+        self._model, self._cadence, self._exact_updates, self._note = model, cadence, exact_updates, note
         self._names, self._roles = named_parameters(model), roles(model)
         self._pending = distributed.Pending(model)
         self._adopts = not optimizers
@@ -112,7 +118,7 @@ class Watchlist:
 
     def _adopt(self, found: Optimizer, earlier: Watched | None) -> Watched:
         """Watch an optimizer from now on, in the place of the one it was made to replace; what was seen before is its own."""
-        recorder = StepRecorder(found, self._every, self._exact_updates, self._pending)
+        recorder = StepRecorder(found, self._cadence(), self._exact_updates, self._pending)
         if self.early is not None and self.early.awake:
             self.early.hand_over(recorder, [*(watched.recorder for watched in self), recorder])
         elif earlier is not None:
@@ -127,5 +133,5 @@ class Watchlist:
         return self._watched[id(found)]
 
     def _add(self, found: Optimizer, recorder: StepRecorder | None = None) -> Watched:
-        recorder = recorder or StepRecorder(found, self._every, self._exact_updates, self._pending)
+        recorder = recorder or StepRecorder(found, self._cadence(), self._exact_updates, self._pending)
         return self._watched.setdefault(id(found), Watched(len(self._watched), recorder))

@@ -6,9 +6,8 @@ All of it is known to the host without looking at a single gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from stabkit.hooks.gradients import Signature
+from stabkit.hooks.signatures import Signatures, none
 from stabkit.hooks.transfer import Batch, Later, Number
 from stabkit.runlog import StepRecord
 
@@ -27,7 +26,7 @@ class Wiring:
     """
 
     def __init__(self) -> None:
-        self._left: Sequence[Signature] = ()  # the gradients as the last step left them
+        self._left: Signatures = b""  # the gradients as the last step left them
         self.begin()
 
     def begin(self) -> None:
@@ -43,9 +42,9 @@ class Wiring:
         self._asked = Later(), Later()
         self._backward_seen = False
 
-    def left_so(self, now: Sequence[Signature]) -> bool:
+    def left_so(self, now: Signatures) -> bool:
         """Whether there are gradients and they are as the last step left them."""
-        return any(s is not None for s in now) and list(now) == list(self._left)
+        return now == self._left and not none(now)
 
     def backward(self, reached: frozenset[int], kept: Number) -> None:
         """A backward call has reached the optimizer's gradients.
@@ -109,7 +108,7 @@ class Wiring:
         record.scheduler_steps_between_backwards = self._schedules_between
         record.scheduler_steps_after_backward = self._schedules_after
 
-    def stepped(self, left: Sequence[Signature]) -> None:
+    def stepped(self, left: Signatures) -> None:
         """The optimizer has stepped and left the gradients so."""
         self._left = left
         self.begin()

@@ -166,6 +166,7 @@ def watch(
     logdir: str | os.PathLike[str] | None = None,
     *,
     every: int = 1,
+    budget: float | None = None,
     tensorboard: bool = True,
     exact_updates: bool = False,
     forward: bool = False,
@@ -182,6 +183,9 @@ def watch(
         logdir: The directory to record into; "runs/<date>-<time>" by default. A second run in the same directory becomes a
             second attempt; a resumed one continues. Where several processes train together, all give the same.
         every: Measure the tensors of every n-th step; loss, rates and clipping are recorded at each.
+        budget: The share of the time that stabkit may take on the training's thread, such as 0.01: the tensors of as many
+            steps are measured as it pays for. Loss, rates and clipping are recorded at each; the first steps, and those after
+            one that stands out, are measured one and all and paid for later. What it came to is told in the log.
         tensorboard: Also write TensorBoard's event file into the directory; of several processes rank 0 does.
         exact_updates: Measure the applied update from a copy of all weights (once their memory), instead of deriving the
             intended one from the optimizer's state.
@@ -208,6 +212,8 @@ def watch(
         optimizer, logdir = None, optimizer
     if not (isinstance(every, int) and every >= 1):
         raise UsageError(f"every must be a whole number from 1 on, not {every!r}")
+    if budget is not None and not (isinstance(budget, (int, float)) and 0 < budget <= 1):
+        raise UsageError(f"budget must be a share of the time above 0 and up to 1, such as 0.01, not {budget!r}")
     if on_finding is not None and not callable(on_finding):
         raise UsageError(f"on_finding must be a function that takes a finding, not {on_finding!r}")
     _check_model(model)
@@ -223,9 +229,10 @@ def watch(
             'pass the same logdir in all of them, such as stabkit.watch(model, optimizer, "runs/exp1")'
         )
     facts = _facts(every, exact_updates, forward, total_steps) | ({"world_size": world} if world > 1 else {})
+    facts |= {} if budget is None else {"budget": budget}
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard and rank == 0, first_step, rank)
-    monitor = _attached(model, optimizers, outputs, every, exact_updates, forward) if outputs else None
+    monitor = _attached(model, optimizers, outputs, every, exact_updates, forward, budget) if outputs else None
     verdicts = _judged(claimed, on_finding, outputs) if outputs and monitor and on_finding and rank == 0 else None
     del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
     ended_by: str | None = None
@@ -265,10 +272,16 @@ def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Out
 
 
 def _attached(
-    model: Any, optimizers: list[Any], outputs: _Outputs, every: int, exact_updates: bool, forward: bool
+    model: Any,
+    optimizers: list[Any],
+    outputs: _Outputs,
+    every: int,
+    exact_updates: bool,
+    forward: bool,
+    budget: float | None,
 ) -> Monitor | None:
     try:
-        monitor = Monitor(model, optimizers, outputs, every, exact_updates, _warn, forward)
+        monitor = Monitor(model, optimizers, outputs, every, exact_updates, _warn, forward, budget)
         if not monitor.owns_parameters():
             _warn(
                 "the optimizer holds none of the model's parameters: was it made from another model, or before the model was "

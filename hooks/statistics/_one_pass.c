@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "_sums.h"
+#include "_tensors.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -130,6 +131,10 @@ static int execute(PyObject *module) { return PyModule_AddIntConstant(module, "R
 static PyMethodDef methods[] = {
     {"before", py_before, METH_VARARGS, "before(rows, out, threads, team): fill float64 [rows, 3] at address out."},
     {"after", py_after, METH_VARARGS, "after(rows, out, threads, team): fill float64 [rows, 16] at address out."},
+    {"bind", bind, METH_VARARGS, "bind(capsule, Tensor, Parameter): whether the three below can be used."},
+    {"signatures", py_signatures, METH_O, "signatures(parameters): (id, version) of each gradient, int64 [n, 2]."},
+    {"counts", py_counts, METH_VARARGS, "counts(parameters, state, out): fill float64 [n] at address out."},
+    {"look", py_look, METH_VARARGS, "look(parameters, state, names, rows, signatures, held): fill the addresses of Rows."},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

@@ -7,8 +7,6 @@ up anew costs about as much as the optimizer's own look at them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
-from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,30 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stabkit.hooks.statistics.native import ROW
+from stabkit.hooks.statistics.native import native as loaded
 from stabkit.hooks.statistics.team import parallel
 
 if TYPE_CHECKING:
     from stabkit.hooks.statistics import AdamStep, TensorState
 
-__all__ = ["measure_after", "measure_before", "measure_sizes", "native"]
+__all__ = ["coefficients", "measure_after", "measure_before", "measure_sizes", "native"]
 
-# `Row` of _sums.h: addresses of param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, before; elements; step_size, decay,
-# bias, eps, sign.
-_ROW = Struct("6Qq5d")
 _AFTER_COLUMNS = 16
 _STRETCH = 65_536  # elements of a tensor that is measured by itself; a piece of the C code
 _PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may have no memory of their own
 
 
-def _load() -> Any:
-    try:
-        module = import_module("stabkit.hooks.statistics._one_pass")
-    except ImportError:
-        return None
-    return module if _ROW.size == module.ROW_BYTES else None  # a stale build of another version
-
-
-native: Any = _load()
+native: Any = loaded
 """The extension module, or None where it was not built."""
 
 
@@ -80,7 +69,7 @@ def measure_sizes(tensors: Sequence[Tensor], out: NDArray[np.float64]) -> list[i
         starts.append(len(rows))
         for start in range(0, size, _STRETCH):
             here, zeros = address + 4 * start, still.ctypes.data
-            rows.append(_ROW.pack(here, here, zeros, zeros, 0, 0, min(_STRETCH, size - start), 0.0, 0.0, 0.0, 0.0, 1.0))
+            rows.append(ROW.pack(here, here, zeros, zeros, 0, 0, min(_STRETCH, size - start), 0.0, 0.0, 0.0, 0.0, 1.0))
     table = np.empty((len(rows), _AFTER_COLUMNS))
     native.after(b"".join(rows), table.ctypes.data, torch.get_num_threads(), parallel)
     out[fit] = np.add.reduceat(table[:, :4], starts, axis=0)
@@ -96,15 +85,15 @@ def _call(
 ) -> list[int]:
     rows, fit, others = [], [], []
     last: AdamStep | None = None
-    coefficients: tuple[float, ...] = ()
+    numbers: tuple[float, ...] = ()
     for i, found in enumerate(addresses):
         if found is None:
             others.append(i)
             continue
         if steps[i] is not last:  # tensors of a group share one
             last = steps[i]
-            coefficients = _coefficients(last)
-        rows.append(_ROW.pack(*found, *coefficients))
+            numbers = coefficients(last)
+        rows.append(ROW.pack(*found, *numbers))
         fit.append(i)
     # Nothing can go away meanwhile: the frames above hold the tensors.
     threads = torch.get_num_threads()
@@ -117,7 +106,8 @@ def _call(
     return others
 
 
-def _coefficients(step: AdamStep) -> tuple[float, ...]:
+def coefficients(step: AdamStep) -> tuple[float, ...]:
+    """The numbers of a `Row`: step_size, decay, bias, eps, sign."""
     bias1, bias2 = 1 - step.beta1**step.count, 1 - step.beta2**step.count
     decay = step.lr * step.weight_decay if step.decoupled else 0.0
     return (step.lr / bias1 if bias1 else 0.0, decay, bias2, step.eps, -1.0 if step.maximize else 1.0)

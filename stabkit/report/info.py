@@ -69,10 +69,30 @@ def facts(run: RunLog) -> dict[str, str]:
         "precision": ", ".join([str(noted.get("precision", "")), *autocast]).strip(", "),
         "planned": count(noted["total_steps"], "step") if noted.get("total_steps") else "",
         "processes": _processes(run),
+        "budget": _budget(run),
+        "thinned": _thinned(run),
         "updates": "measured from a copy of the weights" if noted.get("exact_updates") else "",
         **_sources(run),
     }
     return {label: text for label, text in told.items() if text}
+
+
+def _budget(run: RunLog) -> str:
+    """What was allowed, and what it came to of late."""
+    if not run.facts.get("budget"):
+        return ""
+    told = _events(run, "cadence")
+    came_to = f"; at last {told[-1].get('share', 0):.1%}, tensors at every {told[-1].get('every')}. step" if told else ""
+    return f"{run.facts['budget']:.1%} of the time{came_to}"
+
+
+def _thinned(run: RunLog) -> str:
+    """That old tensor records were left out to keep the log small."""
+    strides = sorted({int(event.get("stride", 0)) for event in _events(run, "thinned")})
+    if not strides:
+        return ""
+    shares = " or ".join(map(str, strides))
+    return f"of old steps one in {shares} kept its tensors, besides those that stand out and what surrounds them"
 
 
 def _sources(run: RunLog) -> dict[str, str]:

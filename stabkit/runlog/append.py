@@ -16,6 +16,7 @@ import numpy as np
 
 from stabkit.runlog.format import (
     HEADER_BYTES,
+    SEGMENT_BYTES,
     SEGMENT_STEPS,
     Records,
     npy_header,
@@ -29,6 +30,7 @@ from stabkit.runlog.record import GROUP_FIELDS, STEP_FIELDS, StepRecord
 
 __all__ = ["LineFile", "StreamWriter"]
 
+_LEAST = 64
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -73,7 +75,7 @@ class SegmentFile:
 
     def __init__(self, directory: Path, kind: str, dtype: np.dtype[Any], capacity: int) -> None:
         self.dtype = dtype
-        self.count = 0
+        self.count, self.capacity = 0, capacity
         self._record = np.zeros(1, dtype)
         self._file = os.open(_new_file(directory, kind, npy_header(dtype, capacity, closed=False)), _FLAGS)
 
@@ -96,12 +98,16 @@ class StreamWriter:
 
     Args:
         directory: Where its segments go.
-        segment_steps: How many records a segment takes.
+        segment_steps: How many records a segment takes; of tensors fewer, where they are large.
+        rolled: Called when a segment of tensors is full and was closed.
     """
 
-    def __init__(self, directory: Path, segment_steps: int = SEGMENT_STEPS) -> None:
+    def __init__(
+        self, directory: Path, segment_steps: int = SEGMENT_STEPS, rolled: Callable[[], None] = lambda: None
+    ) -> None:
         self.directory = directory
         self._capacity = segment_steps
+        self._rolled = rolled
         self._open: dict[str, SegmentFile] = {}
 
     def write(self, record: StepRecord) -> None:
@@ -128,13 +134,16 @@ class StreamWriter:
 
     def _segment(self, kind: str, dtype: np.dtype[Any]) -> SegmentFile:
         segment = self._open.get(kind)
-        if segment is not None and (segment.count >= self._capacity or segment.dtype != dtype):
+        if segment is not None and (segment.count >= segment.capacity or segment.dtype != dtype):
             del self._open[kind]
             segment.close()
             segment = None
+            if kind == "tensors":
+                self._rolled()
         if segment is None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            segment = self._open[kind] = SegmentFile(self.directory, kind, dtype, self._capacity)
+            room = max(_LEAST, SEGMENT_BYTES // dtype.itemsize) if kind == "tensors" else self._capacity
+            segment = self._open[kind] = SegmentFile(self.directory, kind, dtype, min(self._capacity, room))
         return segment
 
 

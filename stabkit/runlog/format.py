@@ -34,6 +34,7 @@ __all__ = [
     "CRC_BYTES",
     "HEADER_BYTES",
     "SCHEMA_VERSION",
+    "SEGMENT_BYTES",
     "SEGMENT_STEPS",
     "Header",
     "Records",
@@ -51,6 +52,7 @@ Records = NDArray[Any]
 
 SCHEMA_VERSION = 1
 SEGMENT_STEPS = 4096
+SEGMENT_BYTES = 16 << 20  # of tensor records; but 64 of them fit always
 HEADER_BYTES = 4096  # room for the dtype of any layout; a multiple of 64 as the .npy format asks
 CRC_BYTES = 8  # a CRC-32 in eight bytes: every record and every number in it stays aligned
 COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in TENSOR_COLUMNS)

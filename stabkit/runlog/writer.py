@@ -19,6 +19,7 @@ from stabkit.runlog.locate import rank_directories, stream_folders
 from stabkit.runlog.record import Layout, StepRecord
 from stabkit.runlog.recovery import Manifest, read_manifest
 from stabkit.runlog.segments import read_segments
+from stabkit.runlog.thinning import LIMIT, Thinner
 
 __all__ = ["RunWriter", "claim_directory"]
 
@@ -35,7 +36,12 @@ class RunWriter:
     """
 
     def __init__(
-        self, run: str | os.PathLike[str], facts: dict[str, Any], rank: int = 0, segment_steps: int = SEGMENT_STEPS
+        self,
+        run: str | os.PathLike[str],
+        facts: dict[str, Any],
+        rank: int = 0,
+        segment_steps: int = SEGMENT_STEPS,
+        limit: int = LIMIT,
     ) -> None:
         """Open the run, making the directory.
 
@@ -44,6 +50,7 @@ class RunWriter:
             facts: What `run.json` should say of this process: versions, precision and so on.
             rank: Rank of this process.
             segment_steps: How many records a segment takes.
+            limit: How many bytes the tensor records of an optimizer may take before old ones are thinned.
 
         Raises:
             OSError: the directory cannot be written.
@@ -60,7 +67,10 @@ class RunWriter:
         self.manifest = Manifest(SCHEMA_VERSION, found.facts | facts, found.layouts)
         self._process = os.getpid()
         self._segment_steps = segment_steps
+        self._limit = limit
         self._streams: dict[int, StreamWriter] = {}
+        self._thinners: dict[int, Thinner] = {}
+        self._told: list[int] = []  # the steps that something was noted of
         self._lines = {name: LineFile(self.directory / name) for name in ("events.jsonl", "scalars.jsonl")}
         self._past = _Past(self.directory)
         for other in rank_directories(self.directory.parent).values():
@@ -118,7 +128,9 @@ class RunWriter:
             return
         if optimizer not in self._streams:
             folder = self.directory / f"optimizer{optimizer}"
-            self._streams[optimizer] = StreamWriter(folder, self._segment_steps)
+            thinner = Thinner(folder, self._limit, lambda: list(self._told), partial(self._thinned, optimizer))
+            self._thinners[optimizer] = thinner
+            self._streams[optimizer] = StreamWriter(folder, self._segment_steps, thinner.rolled)
         if record.step > 0:
             self._stepped.add(optimizer)
             self._past.last_steps[optimizer, record.attempt] = record.step
@@ -128,6 +140,8 @@ class RunWriter:
 
     def event(self, event: str, **details: Any) -> None:
         """Append to events.jsonl. Raises OSError where the disk refuses."""
+        if isinstance(step := details.get("step"), int):
+            self._told.append(step)
         self._line("events.jsonl", {"event": event, **details})
 
     def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
@@ -159,6 +173,8 @@ class RunWriter:
         failures = []
         streams, lines = self._streams.values(), self._lines.values()
         told: Callable[[], None] = partial(self._line, "events.jsonl", {"event": "close", "error": error})
+        for thinner in self._thinners.values():
+            thinner.finish()
         for act in (told, *(stream.close for stream in streams), *(line.close for line in lines), self._save_manifest):
             try:
                 act()
@@ -171,6 +187,9 @@ class RunWriter:
         if optimizer in self._streams:
             with suppress(OSError):  # an unwritten count costs nothing: the segment reads as one that was never closed
                 self._streams[optimizer].close()
+
+    def _thinned(self, optimizer: int, stride: int, until: int) -> None:
+        self._note("thinned", optimizer=optimizer, stride=stride, until=until)
 
     def _note(self, event: str, **details: Any) -> None:
         """An event that repeats what records or run.json say: a copy for the day those are damaged."""

@@ -1,0 +1,101 @@
+"""The tensor columns of a step in the case that is nearly every case, without a line of Python for each tensor.
+
+That is: exactly torch's Adam or AdamW, whose update follows from its state and is not due for a trial, with plain float32
+tensors on the CPU. Everything else is for `Measurement`, and so is whatever C turns out unable to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch.optim.optimizer import Optimizer
+
+from stabkit.hooks.gradients import GradientLedger
+from stabkit.hooks.measurement import Measurement
+from stabkit.hooks.optimizer import group_values, states_of, steps_of
+from stabkit.hooks.roster import Roster
+from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS
+from stabkit.hooks.statistics.table import Table
+from stabkit.hooks.transfer import Batch, Later
+from stabkit.hooks.trust import Trust
+from stabkit.metric import TENSOR_COLUMNS
+from stabkit.runlog import Group
+
+__all__ = ["begin"]
+
+_BEFORE = slice(len(BEFORE_COLUMNS))
+_AFTER = slice(len(BEFORE_COLUMNS), len(BEFORE_COLUMNS) + len(AFTER_COLUMNS))
+assert [column.name for column in TENSOR_COLUMNS[: _AFTER.stop]] == [*BEFORE_COLUMNS, *AFTER_COLUMNS]
+
+
+def begin(
+    optimizer: Optimizer, roster: Roster, trust: Trust, exact_updates: bool, closure: bool, batch: Batch
+) -> Measurement:
+    """Measure what must be seen before a step (see `Measurement` for the arguments)."""
+    groups = group_values(optimizer)
+    due = trust.due(groups)
+    special = exact_updates or closure or due or roster.coarse or not roster.plain
+    if trust.is_torch_adam and trust.derives and not special:
+        table = Table(roster.parameters, optimizer.state)
+        if table.look(moments=1):
+            return Quick(optimizer, roster, trust, groups, table, batch)
+    return Measurement(optimizer, roster, trust, exact_updates, closure, batch, due)
+
+
+class Quick(Measurement):
+    """The tensor columns of one step. Making one measures what must be seen before the step.
+
+    Args:
+        optimizer: The optimizer, about to step.
+        roster: Its parameters.
+        trust: Whether its update follows from its state: so far it does.
+        groups: Its hyperparameters.
+        table: Its tensors, found just now.
+        batch: That of the step.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, roster: Roster, trust: Trust, groups: Sequence[Group], table: Table, batch: Batch
+    ) -> None:
+        self._prepare(optimizer, roster, trust, batch)
+        self._table = table
+        self.signatures = table.signatures
+        before = table.before(steps_of(optimizer, roster, groups))
+        self.columns[:, _BEFORE] = before
+        for i in self._too_small(before[:, 0], groups):
+            if table.rows["grad"][i]:
+                table.copy(i)
+
+    def finish(
+        self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
+    ) -> None:
+        """Measure what must be seen after the step (see `Measurement.finish`)."""
+        table = self._table
+        if not (table.look(moments=3) and table.complete):
+            self._finish_plainly(groups, counts, ledger, skipped, carried_scale)
+            return
+        self.signatures = table.signatures
+        with_gradient = table.rows["grad"] != 0
+        self.places = np.flatnonzero(with_gradient).tolist()
+        steps = steps_of(self._optimizer, self._roster, groups, counts)
+        if len(self.places) == len(self.columns):
+            self.columns[:, _AFTER] = table.after(steps)
+        else:
+            self.columns[with_gradient, _AFTER] = table.after(steps, with_gradient)
+            self._stand_still(np.flatnonzero(~with_gradient).tolist(), copied=len(table.copies) == len(self.places))
+        table.let_go()
+        rewritten = ledger.rewritten(self.signatures)
+        self._batch.afterwards(lambda: self._unscale(carried_scale.value))
+        self._batch.afterwards(lambda: self._settle(ledger, rewritten, skipped.value > 0, carried_scale.value))
+
+    def _finish_plainly(
+        self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
+    ) -> None:
+        """The step has left something that C cannot read, or has made its moments."""
+        self.signatures = None
+        self._states = states_of(self._optimizer, self._roster.parameters, self._trust.moments)
+        for i, copy in self._table.copies.items():
+            self._states[i].before = copy
+        self._table.let_go()
+        super().finish(groups, counts, ledger, skipped, carried_scale)
