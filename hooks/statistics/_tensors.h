@@ -97,11 +97,12 @@ disorder:
     return 1;
 }
 
-/* The optimizer's count of steps of a parameter: -1 where it keeps none that the host knows. */
+/* The optimizer's count of steps of a parameter: -1 where it keeps nothing, NaN where Python has to look. */
 static double count_in(PyObject *state) {
     PyObject *step = state && PyDict_Check(state) ? PyDict_GetItemWithError(state, torch.step) : NULL;
     Described found;
-    if (!step) return PyErr_Clear(), -1;
+    if (!step || step == Py_None) /* it may go by another name */
+        return PyErr_Clear(), state && PyDict_Check(state) && PyDict_Size(state) ? NAN : -1;
     if (PyFloat_Check(step) || PyLong_Check(step)) {
         double number = PyFloat_AsDouble(step);
         return PyErr_Occurred() ? (PyErr_Clear(), -1) : number;

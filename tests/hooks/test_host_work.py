@@ -127,7 +127,7 @@ def test_nothing_is_left_behind_by_a_step(tmp_path: Path) -> None:
         objects, tensors = alive()
         training.steps(40)
         more_objects, more_tensors = alive()
-    assert more_tensors == tensors
+    assert more_tensors <= tensors  # fewer where what an earlier test left is let go
     assert more_objects <= objects + 10
 
 
