@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad
 
-from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute, patch_closure_cell
+from stabkit.hooks.dispatch import Nesting, Undo, all_or_none, listening, notify, patch_attribute, patch_closure_cell, trouble
 from stabkit.hooks.distributed import whole
 from stabkit.hooks.schedule import number
 
@@ -49,11 +49,18 @@ class ClipCall:
 
 def install() -> list[Undo]:
     """Patch the clipping functions: events "clip_begin" and "clip_end" with a `ClipCall`."""
-    undo = [patch_closure_cell(getattr(clip_grad, name, None), _wrapper(kind)) for name, kind in _FUNCTIONS.items()]
+    undo: list[Undo | None] = [*all_or_none(_patched(name) for name in _FUNCTIONS if not name.startswith("_"))]
+    if not undo:
+        return []
+    undo += [_patched(name) for name in _FUNCTIONS if name.startswith("_")]  # torch 2.5 and newer
     fsdp1 = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
     if fsdp1 is not None:  # its clip_grad_norm_ scales the gradients itself
         undo.append(patch_attribute(fsdp1, "clip_grad_norm_", _wrapper("fsdp1")))
     return [u for u in undo if u is not None]
+
+
+def _patched(name: str) -> Undo | None:
+    return patch_closure_cell(getattr(clip_grad, name, None), _wrapper(_FUNCTIONS[name]))
 
 
 def _wrapper(kind: str) -> Any:
@@ -98,10 +105,11 @@ def _materialised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
 
 
 def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipCall | None:
-    def argument(place: int, name: str, default: Any = None) -> Any:
-        return args[place] if len(args) > place else kwargs.get(name, default)
-
     try:
+
+        def argument(place: int, name: str, default: Any = None) -> Any:
+            return args[place] if len(args) > place else kwargs.get(name, default)
+
         parameters = argument(0, "parameters") if kind != "fsdp1" else args[0].parameters()
         asked = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         tensors = [p for p in asked if p.grad is not None]
@@ -118,12 +126,13 @@ def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipC
 
 
 def _finish(call: ClipCall, result: Any) -> None:
-    call.finished = True
     try:
+        call.finished = True
         if call.kind == "norm" and call.total_norm is None:
             call.total_norm, call.everywhere = _copy(result), call.everywhere or _is_distributed(result)
-    except Exception:  # the norm stays unknown; the user's clipping is done and must not fail
+    except Exception as error:  # the norm stays unknown; the user's clipping is done and must not fail
         call.total_norm = None
+        trouble("clip_end", error)
 
 
 def _is_distributed(norm: Any) -> bool:

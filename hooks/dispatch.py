@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Monitor", "Nesting", "Undo", "attach", "detach", "listening", "notify", "patch_attribute", "patch_closure_cell"]
+__all__ = [
+    "Monitor",
+    "Nesting",
+    "Undo",
+    "all_or_none",
+    "attach",
+    "detach",
+    "listening",
+    "notify",
+    "patch_attribute",
+    "patch_closure_cell",
+    "remembered",
+    "trouble",
+]
 
 Undo = Callable[[], None]
 
@@ -70,7 +83,11 @@ def attach(monitor: Monitor) -> None:
     with _lock:
         if not _monitors:
             _process = os.getpid()
-            _undo.extend(monitor.install())
+            try:
+                _undo.extend(monitor.install())
+            except BaseException:
+                _restore()
+                raise
         _monitors = (*_monitors, monitor)
 
 
@@ -80,8 +97,18 @@ def detach(monitor: Monitor) -> None:
     with _lock:
         _monitors = tuple(m for m in _monitors if m is not monitor)
         if not _monitors:
-            while _undo:
-                _undo.pop()()
+            _restore()
+
+
+def _restore() -> None:
+    while _undo:
+        _undo.pop()()
+
+
+def remembered(undo: Undo) -> Undo:
+    """The same, noted at once: a part that fails between two of its patches leaves none of them behind. May be called twice."""
+    _undo.append(undo)
+    return undo
 
 
 def listening() -> bool:
@@ -90,12 +117,16 @@ def listening() -> bool:
     False in a forked child (a DataLoader worker), which shares the patches. False while a CUDA graph is captured: nothing is
     computed then, an operation of ours would become part of the user's graph, and its replays run without Python.
     """
-    if not _monitors or os.getpid() != _process:
+    try:
+        if not _monitors or os.getpid() != _process:
+            return False
+        if _capturing():
+            _deliver("captured")
+            return False
+        return True
+    except Exception as error:
+        trouble("listening", error)
         return False
-    if _capturing():
-        _deliver("captured")
-        return False
-    return True
 
 
 def _capturing() -> bool:
@@ -105,8 +136,28 @@ def _capturing() -> bool:
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # a traced hook would change the user's graphs (and lose the record)
 def notify(event: str, *details: Any) -> None:
     """Tell every monitor. Nothing raised in here reaches the user's training; KeyboardInterrupt does, as it should."""
-    if listening():
-        _deliver(event, *details)
+    try:
+        if listening():
+            _deliver(event, *details)
+    except Exception as error:
+        trouble(event, error)
+
+
+def trouble(where: str, error: Exception) -> None:
+    """Tell every monitor that something of ours failed outside of its handlers; raises nothing."""
+    try:
+        for monitor in _monitors:
+            if monitor.alive:
+                _tell(monitor, where, error)
+    except Exception:
+        pass
+
+
+def _tell(monitor: Monitor, where: str, error: Exception) -> None:
+    try:
+        monitor.fault(where, error)
+    except Exception:
+        monitor.alive = False
 
 
 def _deliver(event: str, *details: Any) -> None:
@@ -117,10 +168,18 @@ def _deliver(event: str, *details: Any) -> None:
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 monitor.receive(event, *details)
         except Exception as error:  # the promise: training goes on
-            try:
-                monitor.fault(event, error)
-            except Exception:
-                monitor.alive = False
+            _tell(monitor, event, error)
+
+
+def all_or_none(patches: Iterable[Undo | None]) -> list[Undo]:
+    """What restores them; nothing, and nothing patched, where one could not be: half of what a loop does misleads."""
+    found = list(patches)
+    if None not in found:
+        return [undo for undo in found if undo is not None]
+    for undo in found:
+        if undo is not None:
+            undo()
+    return []
 
 
 def patch_closure_cell(function: Any, wrap: Callable[[Any], Any], variable: str = "func") -> Undo | None:
@@ -135,12 +194,14 @@ def patch_closure_cell(function: Any, wrap: Callable[[Any], Any], variable: str 
         return None
     cell = function.__closure__[function.__code__.co_freevars.index(variable)]
     original = cell.cell_contents
-    replacement = cell.cell_contents = wrap(original)
+    replacement = wrap(original)
 
     def undo() -> None:
         if cell.cell_contents is replacement:
             cell.cell_contents = original
 
+    remembered(undo)
+    cell.cell_contents = replacement
     return undo
 
 
@@ -150,10 +211,11 @@ def patch_attribute(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Undo |
     if original is None:
         return None
     replacement = wrap(original)
-    setattr(owner, name, replacement)
 
     def undo() -> None:
         if vars(owner).get(name) is replacement:
             setattr(owner, name, original)
 
+    remembered(undo)
+    setattr(owner, name, replacement)
     return undo

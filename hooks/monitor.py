@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks import clip, dispatch, forward, loss, optimizer, precision, ring, scaler, schedule, zeroing
 from stabkit.hooks.cadence import Cadence
+from stabkit.hooks.faults import Faults
 from stabkit.hooks.sink import Sink
 from stabkit.hooks.unfinished import Unfinished
 from stabkit.hooks.watched import Watched
@@ -20,7 +21,8 @@ from stabkit.hooks.watchlist import Watchlist
 
 __all__ = ["Monitor", "Sink"]
 
-_FAULTS_ALLOWED = 3
+_unseen: list[str] = []
+"""The parts that found nothing to patch in this torch: every monitor says so in its log."""
 
 
 class Monitor:
@@ -63,12 +65,14 @@ class Monitor:
         self._roots: list[loss.Root] = []
         self._scaling = scaler.Scaling()
         self._autocast: set[str] = set()
-        self._faults = self._in_a_row = 0
+        self._faults = Faults()
         self._told = self._captured = False
 
     def attach(self) -> None:
         """Begin to receive events."""
         dispatch.attach(self)
+        for part in _unseen:
+            self._note("unseen", what=part, torch=str(torch.__version__))
         if self._forward:
             self._forward.attach()
 
@@ -90,6 +94,7 @@ class Monitor:
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
         undo: list[dispatch.Undo] = []
+        _unseen.clear()
         for part in (optimizer, clip, loss, precision, scaler, schedule, zeroing):
             found: list[dispatch.Undo] = []
             try:
@@ -97,7 +102,7 @@ class Monitor:
             except Exception as error:
                 self.fault("install", error)
             if not found:
-                self._note("unseen", what=part.__name__.rpartition(".")[2], torch=str(torch.__version__))
+                _unseen.append(part.__name__.rpartition(".")[2])
             undo += found
         return undo
 
@@ -113,6 +118,8 @@ class Monitor:
 
     def receive(self, event: str, *details: Any) -> None:
         """Handle an event of a recorder (see `dispatch.notify`)."""
+        if self._faults.passed_over(event):
+            return
         handle = getattr(self, f"_on_{event}")
         if not self._timed:
             handle(*details)
@@ -125,19 +132,20 @@ class Monitor:
                 recorder.cadence.spend(time.perf_counter() - begin)
 
     def fault(self, event: str, error: Exception) -> None:
-        """Note a failure of our own; after a few in a row, stop watching. Training goes on either way."""
-        if event != "step_end":  # there the gap is behind us
-            for recorder in self._watchlist.recorders():
-                recorder.spoiled = True
-        self._faults += not isinstance(error, OSError)  # a full disk may have room again later
-        self.alive = self._faults < _FAULTS_ALLOWED
+        """Note a failure of our own; after a few in a row, give up the part that fails, or all. Training goes on either way."""
+        given_up = self._faults.add(event, error)
+        self.alive = not self._faults.all_over
         where = traceback.extract_tb(error.__traceback__)
         place = f"{where[-1].filename.rpartition('/')[2]}:{where[-1].lineno}" if where else ""
         what = f"{type(error).__name__}: {error}"
-        self._in_a_row += 1
-        if self._in_a_row <= _FAULTS_ALLOWED:  # a full disk can refuse every step of a long run
+        if self._faults.worth_a_note:
             self._note("fault", where=event, error=what, place=place, step=self.step, stopped=not self.alive)
+        if given_up:
+            self._note("unseen", what=given_up, step=self.step, why=what)
         self._tell(f"a step could not be recorded ({what}); training goes on")
+        if event != "step_end":  # there the gap is behind us
+            for recorder in self._watchlist.recorders():
+                recorder.spoiled = True
 
     def _tell(self, message: str) -> None:
         if not self._told:
@@ -155,6 +163,8 @@ class Monitor:
         for recorder in self._watchlist.recorders():
             recorder.backward_begin()
         self._roots = self._scaling.unscaled(roots)
+        if "scaler" in _unseen:  # what a loss was multiplied by may be a scale that nobody saw
+            self._roots = [loss.Root(None) if root.weighed else root for root in self._roots]
 
     def _on_backward_end(self, finished: bool) -> None:
         for recorder in self._watchlist.recorders():
@@ -270,7 +280,7 @@ class Monitor:
             unfinished = recorder.step_end(watched.step, watched.attempt, watched.layout, skipped, seen)
             watched.count = recorder.count()
             self._deliver(watched, unfinished)
-            self._faults = self._in_a_row = 0
+            self._faults.good_step()
             self._tell_news(watched)
         finally:
             watched.reach.stepped(recorder.parameters)

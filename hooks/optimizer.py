@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from stabkit.hooks.dispatch import Undo, notify
+from stabkit.hooks.dispatch import Undo, notify, remembered, trouble
 from stabkit.hooks.distributed import Held, held, rank_and_world
 from stabkit.hooks.formula import Moments, Variant
 from stabkit.hooks.names import in_flat, role_of
@@ -44,16 +44,24 @@ def install() -> list[Undo]:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not _nested(optimizer):
-            notify("step_begin", optimizer, any(callable(a) for a in (*args, *kwargs.values())))
+        try:
+            if not _nested(optimizer):
+                notify("step_begin", optimizer, any(callable(a) for a in (*args, *kwargs.values())))
+        except Exception as error:
+            trouble("step_begin", error)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not _nested(optimizer):
-            notify("step_end", optimizer)
+        try:
+            if not _nested(optimizer):
+                notify("step_end", optimizer)
+        except Exception as error:
+            trouble("step_end", error)
 
-    handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
-    return [handle.remove for handle in handles]
+    return [
+        remembered(register_optimizer_step_pre_hook(before).remove),
+        remembered(register_optimizer_step_post_hook(after).remove),
+    ]
 
 
 _STEP_WRAPPER = getattr(Optimizer.profile_hook_step(lambda self: None), "__code__", None)

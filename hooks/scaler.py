@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
+from stabkit.hooks.dispatch import Undo, all_or_none, listening, notify, patch_attribute, trouble
 from stabkit.hooks.loss import Root, look_at
 from stabkit.hooks.transfer import Number
 
@@ -37,13 +37,15 @@ def install() -> list[Undo]:
     def wrap(original: Any) -> Any:
         @functools.wraps(original)
         def make(self: Any, *args: Any, **kwargs: Any) -> None:
-            _patch(_sharded(), patched)
+            _patch_sharded(patched)
             original(self, *args, **kwargs)
 
         return make
 
-    for owner in (GradScaler, _sharded()):
-        _patch(owner, patched)
+    _patch(GradScaler, patched)
+    if not patched[GradScaler]:
+        return []
+    _patch(_sharded(), patched)
     made = patch_attribute(GradScaler, "__init__", wrap)
 
     def restore() -> None:
@@ -62,7 +64,24 @@ def _patch(owner: Any, patched: dict[type, list[Undo]]) -> None:
         return
     wraps = {"scale": _wrap_scale, "step": _wrap_step, "unscale_": _wrap_unscale, "update": _wrap_update}
     undo = [patch_attribute(owner, name, wrap) for name, wrap in wraps.items()]
-    patched[owner] = [u for u in undo if u is not None]
+    patched[owner] = all_or_none(undo) if owner is GradScaler else [u for u in undo if u is not None]  # others inherit the rest
+
+
+def _patch_sharded(patched: dict[type, list[Undo]]) -> None:
+    """Patch the one that may have been imported since."""
+    try:
+        _patch(_sharded(), patched)
+    except Exception as error:
+        trouble("install", error)
+
+
+def _tell_refusal(scaler: Any, optimizer: Any) -> None:
+    """Say so where a scaler has refused to go on with an optimizer that it had stepped already."""
+    try:
+        if _stage(scaler, optimizer) == "STEPPED":
+            notify("scaler_refused", optimizer)
+    except Exception as error:
+        trouble("scaler_refused", error)
 
 
 def _wrap_scale(original: Any) -> Any:
@@ -89,8 +108,8 @@ def _wrap_step(original: Any) -> Any:
             return result
         finally:
             notify("scaler_step_end", optimizer, finished)
-            if not finished and _stage(self, optimizer) == "STEPPED":  # what it sets last: it was so before
-                notify("scaler_refused", optimizer)
+            if not finished:  # STEPPED is what it sets last: it was so before
+                _tell_refusal(self, optimizer)
 
     return step
 
@@ -105,8 +124,7 @@ def _wrap_unscale(original: Any) -> Any:
             return original(self, optimizer, *args, **kwargs)
         finally:
             notify("unscale_end", optimizer)
-            if _stage(self, optimizer) == "STEPPED":  # it refused, and has changed nothing
-                notify("scaler_refused", optimizer)
+            _tell_refusal(self, optimizer)  # where it had stepped before, it has changed nothing
 
     return unscale_
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
-from stabkit.hooks.dispatch import Nesting, Undo, listening, notify, patch_attribute
+from stabkit.hooks.dispatch import Nesting, Undo, all_or_none, listening, notify, patch_attribute
 from stabkit.hooks.transfer import host_number
 from stabkit.runlog import Group
 
@@ -26,8 +26,8 @@ def install() -> list[Undo]:
     """Patch every scheduler class that has a `step` of its own: event "scheduler_step" (scheduler), before it steps."""
     classes = [c for c in vars(lr_scheduler).values() if isinstance(c, type) and "step" in vars(c)]
     undo = [patch_attribute(owner, "step", _wrap_step) for owner in classes if owner.__module__ == lr_scheduler.__name__]
-    undo.append(patch_attribute(lr_scheduler.LRScheduler, "_initial_step", _wrap_initial))
-    return [u for u in undo if u is not None]
+    # Without the second the constructor's own step would count as one of the loop.
+    return all_or_none([*undo, patch_attribute(lr_scheduler.LRScheduler, "_initial_step", _wrap_initial)])
 
 
 def _wrap_step(original: Any) -> Any:

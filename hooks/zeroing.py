@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks.dispatch import Undo, listening, notify, patch_attribute
+from stabkit.hooks.dispatch import Undo, all_or_none, listening, notify, patch_attribute
 from stabkit.hooks.roster import parameters_of
 
 __all__ = ["install"]
@@ -22,11 +22,10 @@ __all__ = ["install"]
 
 def install() -> list[Undo]:
     """Patch `zero_grad` of the base classes: event "zeroed" (parameters), after it."""
-    undo = (
+    return all_or_none([
         patch_attribute(Optimizer, "zero_grad", _wrapper(parameters_of)),
         patch_attribute(nn.Module, "zero_grad", _wrapper(nn.Module.parameters)),
-    )
-    return [u for u in undo if u is not None]
+    ])  # fmt: skip
 
 
 def _wrapper(parameters: Callable[[Any], Iterable[torch.Tensor]]) -> Callable[[Any], Any]:

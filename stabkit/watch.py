@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ import torch
 
 import stabkit
 from stabkit.dashboard.writer import DashboardWriter
-from stabkit.errors import StabkitError, UsageError
+from stabkit.errors import UsageError
 from stabkit.finding import Finding
 from stabkit.hooks.distributed import job, rank_and_world
 from stabkit.hooks.monitor import Monitor
@@ -156,7 +156,10 @@ class _Outputs:
             act(self._dashboard)
         except Exception as error:
             self._dashboard = None
-            _warn(f"TensorBoard output stopped ({type(error).__name__}: {error}); the run log goes on")
+            what = f"{type(error).__name__}: {error}"
+            _warn(f"TensorBoard output stopped ({what}); the run log goes on")
+            with suppress(Exception):
+                self.event("not_shown", what="TensorBoard, from here on", why=what)
 
 
 @contextmanager
@@ -222,13 +225,14 @@ def watch(
     if unusable:
         raise UsageError(f"the optimizer must be a torch optimizer or a list of them, not {unusable[0]}")
 
-    rank, world = rank_and_world()
+    rank, world = _place()
     if logdir is None and world > 1:
         raise UsageError(
             f"this is one of {world} processes that train together, and each would choose another directory by the clock: "
             'pass the same logdir in all of them, such as stabkit.watch(model, optimizer, "runs/exp1")'
         )
-    facts = _facts(every, exact_updates, forward, total_steps) | ({"world_size": world} if world > 1 else {})
+    facts = {"every": every, "exact_updates": exact_updates, "forward": forward, "total_steps": total_steps}
+    facts |= {"world_size": world} if world > 1 else {}
     facts |= {} if budget is None else {"budget": budget}
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     claimed, lock, outputs = _open(directory, facts, tensorboard and rank == 0, first_step, rank)
@@ -242,21 +246,33 @@ def watch(
         ended_by = type(error).__name__
         raise
     finally:
-        try:
-            if monitor:
-                monitor.detach()
-            if outputs:
-                outputs.close(ended_by)
-        except Exception as error:
-            _warn(f"the log could not be closed ({error}); `stabkit analyze` reads it all the same")
-        try:
-            if verdicts:
-                verdicts.finish()  # now that the log is closed, for some rules wait for that
-        finally:
-            if outputs:
-                outputs.close_dashboard()
-            if lock is not None:
-                os.close(lock)
+        if monitor:
+            _end("recording could not be ended", monitor.detach)
+        if outputs:
+            _end("the log could not be closed", lambda: outputs.close(ended_by))
+        if verdicts:
+            _end("live verdicts could not be ended", verdicts.finish)  # after the log is closed: some rules wait for that
+        if outputs:
+            _end("TensorBoard output could not be ended", outputs.close_dashboard)
+        if lock is not None:
+            _end("the directory could not be given back", lambda: os.close(lock))
+
+
+def _end(trouble: str, act: Callable[[], None]) -> None:
+    """One of the things to be done at the end: where it fails the others are done all the same."""
+    try:
+        act()
+    except Exception as error:
+        _warn(f"{trouble} ({type(error).__name__}: {error}); `stabkit analyze` reads what was recorded all the same")
+
+
+def _place() -> tuple[int, int]:
+    """Rank of this process, and how many train together."""
+    try:
+        return rank_and_world()
+    except Exception as error:
+        _warn(f"which of several processes this is cannot be told ({type(error).__name__}: {error})")
+        return 0, 1
 
 
 def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Outputs) -> Verdicts | None:
@@ -297,27 +313,36 @@ def _attached(
 def _open(
     directory: Path, facts: dict[str, Any], tensorboard: bool, first_step: int | None, rank: int
 ) -> tuple[Path, int | None, _Outputs | None]:
+    lock: int | None = None
     try:
         claimed, lock = claim_directory(directory, rank, job())
         if claimed != directory:
             _warn(f"another process is recording into {directory}; this run is recorded into {claimed}")
-        log = RunWriter(claimed, facts, rank)
-        dashboard = DashboardWriter(claimed) if tensorboard else None
-    except (OSError, StabkitError) as error:
+        log = RunWriter(claimed, _versions() | facts, rank)
+    except Exception as error:
         _warn(f"nothing will be recorded: {directory} cannot be written ({error}). The training goes on")
+        if lock is not None:
+            os.close(lock)
         return directory, None, None
-    return claimed, lock, _Outputs(log, dashboard, first_step)
+    return claimed, lock, _Outputs(log, _dashboard(claimed, log) if tensorboard else None, first_step)
 
 
-def _facts(every: int, exact_updates: bool, forward: bool, total_steps: int | None) -> dict[str, Any]:
+def _dashboard(directory: Path, log: RunWriter) -> DashboardWriter | None:
+    try:
+        return DashboardWriter(directory)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        _warn(f"there will be no TensorBoard output ({what}); the run log is written all the same")
+        with suppress(Exception):
+            log.event("not_shown", what="TensorBoard", why=what)
+        return None
+
+
+def _versions() -> dict[str, Any]:
     return {
         "stabkit": stabkit.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "every": every,
-        "exact_updates": exact_updates,
-        "forward": forward,
-        "total_steps": total_steps,
         "precision": str(torch.get_default_dtype()).removeprefix("torch."),
     }
 

@@ -36,7 +36,7 @@ def batches_of(stream: Stream, lines: Sequence[Mapping[str, Any]], first: bool) 
         if not 0 <= row < len(ends):
             continue
         step = int(stream.steps[row])
-        if first and counted and step != counted + ahead:
+        if first and isinstance(counted, int) and counted and step != counted + ahead:
             continue
         found.setdefault(step, {})[str(values["batch"])] = None
     return {step: tuple(names) for step, names in found.items()}

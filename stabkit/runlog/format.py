@@ -59,6 +59,7 @@ COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in TENSOR_COLUMNS)
 
 _MAGIC = b"\x93NUMPY\x02\x00"
 _CRC_FIELD = ("crc", "<u8")
+_INDICES = {"step", "attempt", "layout", "crc"}
 _COMMENT = re.compile(rb"# stabkit (\d{1,9}) (open|closed) crc $")
 
 
@@ -135,9 +136,25 @@ def parse_header(header: bytes) -> Header | None:
     schema = int(comment[1])
     if schema != SCHEMA_VERSION:
         return Header(schema, None, None)
-    described = ast.literal_eval(header[len(_MAGIC) + 4 :].decode("latin1"))
-    count = int(described["shape"][0]) if comment[2] == b"closed" else None
-    return Header(schema, np.lib.format.descr_to_dtype(described["descr"]), count)
+    try:
+        described = ast.literal_eval(header[len(_MAGIC) + 4 :].decode("latin1"))
+        count = int(described["shape"][0]) if comment[2] == b"closed" else None
+        dtype = np.lib.format.descr_to_dtype(described["descr"])
+    except (ValueError, TypeError, LookupError, SyntaxError, OverflowError, MemoryError, RecursionError):
+        return None  # whoever wrote this knew how to make a checksum: it is not ours
+    return Header(schema, dtype, count) if _describes_records(dtype) else None
+
+
+def _describes_records(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a record of ours, of whatever columns: numbers, a row of them per group or tensor, and a checksum."""
+    own = dtype.fields or {}
+    repeated = [own[name][0] for name in ("group", "tensors") if name in own]
+    if len(repeated) != 1 or repeated[0].subdtype is None or len(repeated[0].shape) != 1:
+        return False
+    columns = (repeated[0].base.fields or {}).values()
+    plain = [kind for name, (kind, *_) in own.items() if name not in ("group", "tensors")] + [kind for kind, *_ in columns]
+    indices = all(own[name][0].kind in "iu" for name in _INDICES if name in own)
+    return set(own) >= _INDICES and indices and dtype.names[-1:] == ("crc",) and all(kind.kind in "iuf" for kind in plain)
 
 
 def seal(record: Records) -> bytes:

@@ -76,7 +76,7 @@ def rank_directories(root: Path) -> dict[int, Path]:
 
 def stream_folders(directory: Path) -> dict[int, Path]:
     """The folder of each optimizer's stream, by the optimizer's index."""
-    found = ((re.fullmatch(r"optimizer(\d{1,6})", path.name), path) for path in directory.glob("optimizer*"))
+    found = ((re.fullmatch(r"optimizer(\d{1,4})", path.name), path) for path in directory.glob("optimizer*"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 

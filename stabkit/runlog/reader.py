@@ -23,11 +23,13 @@ from stabkit.runlog.record import Layout
 from stabkit.runlog.recovery import Manifest, read_manifest
 from stabkit.runlog.run import RunLog, Steps, Stream
 from stabkit.runlog.segments import Segment, read_segments
+from stabkit.runlog.unseen import without_unseen
 
 __all__ = ["load"]
 
 Line = Mapping[str, Any]
 _SPELLED = ("nan", "inf", "-inf")
+_MOST_RANKS = 100_000  # as many as directories can be named for
 
 
 def load(path: str | os.PathLike[str], attempt: int | None = None) -> RunLog:
@@ -99,7 +101,7 @@ def _together(logs: Mapping[int, RunLog], parts: Mapping[int, list[Part]], notes
 def _absent(run: RunLog, ranks: Sequence[int]) -> list[str]:
     """Which ranks of the run there is no log of."""
     world = run.facts.get("world_size", 1)
-    if not isinstance(world, int) or len(ranks) >= world:
+    if not isinstance(world, int) or not len(ranks) < world <= _MOST_RANKS:
         return []
     missing = sorted({*range(world)} - {*ranks})
     which = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
@@ -140,7 +142,7 @@ class _Rank:
         parts, notes = [], []
         for index, one in enumerate(self._recorded):
             stream, numbers, remarks = assemble(one.steps, one.tensors, one.layouts, attempt)
-            stream = replace(stream, batches=batches_of(stream, lines, index == 0))
+            stream = without_unseen(replace(stream, batches=batches_of(stream, lines, index == 0)), events)
             parts.append(Part(0, stream, one.layouts, numbers, bool(ends and ends[-1])))
             notes += _prefixed(remarks, f"optimizer{index}: " if len(self._recorded) > 1 else "")
         run = RunLog(

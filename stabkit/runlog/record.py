@@ -74,19 +74,24 @@ class Layout:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Layout:
         """The layout that `to_json` described. Raises KeyError, TypeError or ValueError on anything else."""
-        known = {f.name for f in fields(TensorInfo)}
-        tensors = tuple(
-            TensorInfo(**{
-                **{k: v for k, v in item.items() if k in known},
-                "shape": tuple(item["shape"]),
-                "aliases": tuple(item.get("aliases", ())),
-            })
-            for item in data["tensors"]
-        )  # fmt: skip
+        tensors = tuple(_tensor(item) for item in data["tensors"])
         options = tuple((str(name), bool(value)) for name, value in data.get("options", ()))
         missing = {str(name): str(reason) for name, reason in dict(data.get("missing", {})).items()}
         optimizer, implementation = str(data.get("optimizer", "")), str(data.get("implementation", ""))
         return cls(tensors, int(data["groups"]), optimizer, implementation, options, missing)
+
+
+def _tensor(data: Mapping[str, Any]) -> TensorInfo:
+    """A tensor as JSON gives it back. A layout that was tampered with must fail here, not where a rule comes to use it."""
+    shape = tuple(data["shape"])
+    if not all(isinstance(side, int) and 0 <= side < 2**63 for side in shape):
+        raise ValueError(f"no shape: {data['shape']!r:.40}")
+    group, aliases = data.get("group", 0), tuple(str(name) for name in data.get("aliases", ()))
+    text = {name: str(data[name]) for name in ("dtype", "role") if name in data}
+    numbers = {name: int(data[name]) for name in ("replica", "shards") if name in data}
+    group = None if group is None else int(group)
+    return TensorInfo(str(data["name"]), shape, group=group, aliases=aliases, trainable=bool(data.get("trainable", True)),
+                      **text, **numbers)  # type: ignore[arg-type]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from stabkit.runlog.record import Layout
 __all__ = ["Manifest", "read_manifest"]
 
 Layouts = dict[int, list[Layout | None]]
+_MOST_OPTIMIZERS, _MOST_LAYOUTS = 10_000, 100_000
+"""A log that numbers them higher was made to fill the memory."""
 
 
 @dataclass
@@ -45,9 +47,9 @@ class Manifest:
         try:
             found.facts = dict(data["facts"])
             for optimizer, layouts in data["layouts"].items():
-                found.layouts[int(optimizer)] = [layout and Layout.from_json(layout) for layout in layouts]
+                found.layouts[_below(_MOST_OPTIMIZERS, optimizer)] = [layout and Layout.from_json(layout) for layout in layouts]
             found.line_bytes = {str(name): int(size) for name, size in data.get("line_bytes", {}).items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             found.notes.append(f"run.json holds something unexpected ({type(error).__name__}: {error})")
         return found
 
@@ -90,10 +92,18 @@ def _from_events(events: Iterable[Mapping[str, Any]]) -> Manifest:
             elif event["event"] == "facts":
                 pieced.facts |= event["facts"]
             elif event["event"] == "layout":
-                known = pieced.layouts.setdefault(int(event["optimizer"]), [])
-                index = int(event["index"])
+                index, layout = _below(_MOST_LAYOUTS, event["index"]), Layout.from_json(event["layout"])
+                known = pieced.layouts.setdefault(_below(_MOST_OPTIMIZERS, event["optimizer"]), [])
                 known.extend([None] * (index + 1 - len(known)))
-                known[index] = Layout.from_json(event["layout"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+                known[index] = layout
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
     return pieced
+
+
+def _below(limit: int, number: Any) -> int:
+    """The number as a place in a list. Raises ValueError for one that no run has."""
+    place = int(number)
+    if not 0 <= place < limit:
+        raise ValueError(f"no run has number {number!r:.20}")
+    return place

@@ -41,6 +41,8 @@ _State = tuple[str, int, int, int, np.dtype[Any]]
 """Path, inode, size, time of the last change, and what its records are."""
 _checked: dict[_State, tuple[NDArray[np.int64], Records]] = {}
 
+_REPEATED = {"steps": "group", "tensors": "tensors"}
+"""The field of a record that holds a row for each group or tensor."""
 _PATTERN = "-[0-9][0-9][0-9][0-9][0-9][0-9].npy"
 
 
@@ -91,7 +93,7 @@ def read_segments(folder: Path, kind: str, last: int | None = None) -> tuple[lis
     headers: dict[Path, Header | None] = {}
     for path in sorted(folder.glob(kind + _PATTERN))[-last if last else None :]:
         try:
-            headers[path] = _header(path)
+            headers[path] = _header(path, kind)
         except OSError as error:
             notes.append(f"{folder.name}/{path.name}: cannot be read ({error.strerror})")
     siblings = {header.dtype for header in headers.values() if header and header.dtype is not None}
@@ -103,12 +105,14 @@ def read_segments(folder: Path, kind: str, last: int | None = None) -> tuple[lis
     return segments, notes
 
 
-def _header(path: Path) -> Header | None:
+def _header(path: Path, kind: str) -> Header | None:
+    """What the header says; None where it is damaged, or that of a segment of the other kind."""
     for _ in range(2):  # the first look may have come while the writer was closing the segment
         with open(path, "rb") as file:
             header = parse_header(file.read(HEADER_BYTES))
         if header is not None:
-            return header
+            names = header.dtype.names if header.dtype is not None else None
+            return header if names is None or _REPEATED[kind] in names else None
     return None
 
 
