@@ -2,9 +2,9 @@
 
     python -m benchmarks.kills [--trials 200] [--seed 0] [--write]
 
-Each trial trains in a process of its own and is hit by SIGKILL, SIGTERM, SIGINT or SIGSTOP (then SIGCONT, or SIGKILL while it is
-stopped) after a random number of steps and microseconds. The training tells each step through a pipe as soon as
-`optimizer.step()` is over. Steps lost are those it had told that the log does not have; the target is none.
+Each trial trains in a process of its own and is hit by SIGKILL, SIGTERM, SIGINT or SIGSTOP (then SIGCONT and SIGKILL, or
+SIGKILL while it is stopped) after a random number of steps and microseconds. The training tells each step through a pipe as
+soon as `optimizer.step()` is over. Steps lost are those it had told that the log does not have; the target is none.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def main() -> None:
         rows.append(f"| {kind} | {count} | {sum(t.told for t in own):,} | {sum(t.lost for t in own)} | {bad} |")
     text = f"""# Ended at random moments
 
-`python -m benchmarks.kills --trials {options.trials} --seed {options.seed} --write` on {date.today()}, torch {torch.__version__},
-Python {platform.python_version()}.
+`python -m benchmarks.kills --trials {options.trials} --seed {options.seed} --write` on {date.today()},
+torch {torch.__version__}, Python {platform.python_version()}.
 
 | ended by | trials | steps finished | steps lost | logs that were not exact |
 |---|---|---|---|---|
