@@ -71,9 +71,13 @@ def _wrapper(kind: str) -> Any:
                 return original(*args, **kwargs)
             args, kwargs = _materialised(args, kwargs)
             with _nesting as outermost:
-                call = _describe(kind, args, kwargs) if outermost else None
-                if call is None:
+                if not outermost:
                     return original(*args, **kwargs)
+                call = _describe(kind, args, kwargs)
+                if isinstance(call, Exception):
+                    result = original(*args, **kwargs)
+                    trouble("clip_begin", call)  # torch has not refused what we could not read
+                    return result
                 notify("clip_begin", call)
                 try:
                     result = original(*args, **kwargs)
@@ -104,7 +108,7 @@ def _materialised(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[
     return args, kwargs
 
 
-def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipCall | None:
+def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipCall | Exception:
     try:
 
         def argument(place: int, name: str, default: Any = None) -> Any:
@@ -121,8 +125,8 @@ def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipC
         else:
             call.order = number(float(argument(2, "norm_type", 2.0)))
         return call
-    except Exception:  # a call torch itself will refuse, with a better message than ours
-        return None
+    except Exception as error:  # a call torch itself will refuse, as a rule, with a better message than ours
+        return error
 
 
 def _finish(call: ClipCall, result: Any) -> None:

@@ -101,8 +101,15 @@ def detach(monitor: Monitor) -> None:
 
 
 def _restore() -> None:
+    failures: list[Exception] = []
     while _undo:
-        _undo.pop()()
+        undo = _undo.pop()
+        try:
+            undo()
+        except Exception as error:  # the others are undone all the same
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def remembered(undo: Undo) -> Undo:

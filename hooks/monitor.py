@@ -74,13 +74,24 @@ class Monitor:
         for part in _unseen:
             self._note("unseen", what=part, torch=str(torch.__version__))
         if self._forward:
-            self._forward.attach()
+            try:
+                self._forward.attach()
+            except Exception as error:  # the rest is recorded all the same; what was hooked until then is undone at the end
+                self.fault("forward", error)
 
     def detach(self) -> None:
         """Receive no more and let go of the user's objects; the last monitor to leave restores torch."""
-        dispatch.detach(self)
-        if self._forward:
-            self._forward.detach()
+        try:
+            dispatch.detach(self)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        try:
+            if self._forward:
+                self._forward.detach()
+        except Exception as error:
+            self.fault("forward", error)
         for watched in self._watchlist:
             try:
                 self._deliver(watched, last=True)
@@ -155,8 +166,10 @@ class Monitor:
     def _note(self, event: str, **details: Any) -> None:
         try:
             self._sink.event(event, **details)
-        except Exception:  # the fault may be that the disk is full
+        except OSError:  # the disk may be full: a step that cannot be written says so
             pass
+        except Exception as error:
+            self._tell(f"a note ({event}) could not be recorded ({type(error).__name__}: {error}); training goes on")
 
     def _on_backward_begin(self, roots: Any) -> None:
         self._roots = []

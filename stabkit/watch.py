@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ import stabkit
 from stabkit.dashboard.writer import DashboardWriter
 from stabkit.errors import UsageError
 from stabkit.finding import Finding
+from stabkit.hooks import dispatch
 from stabkit.hooks.distributed import job, rank_and_world
 from stabkit.hooks.monitor import Monitor
 from stabkit.hooks.optimizer import unwrap
@@ -231,7 +233,7 @@ def watch(
             f"this is one of {world} processes that train together, and each would choose another directory by the clock: "
             'pass the same logdir in all of them, such as stabkit.watch(model, optimizer, "runs/exp1")'
         )
-    facts = {"every": every, "exact_updates": exact_updates, "forward": forward, "total_steps": total_steps}
+    facts: dict[str, Any] = {"every": every, "exact_updates": exact_updates, "forward": forward, "total_steps": total_steps}
     facts |= {"world_size": world} if world > 1 else {}
     facts |= {} if budget is None else {"budget": budget}
     directory = Path(logdir) if logdir is not None else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
@@ -248,6 +250,7 @@ def watch(
     finally:
         if monitor:
             _end("recording could not be ended", monitor.detach)
+            _end("torch could not be restored", partial(dispatch.detach, monitor))  # done already, unless that failed
         if outputs:
             _end("the log could not be closed", lambda: outputs.close(ended_by))
         if verdicts:
@@ -304,27 +307,29 @@ def _attached(
                 "copied or moved? Its steps are recorded under names like optimizer0.group0.0"
             )
         monitor.attach()
+        return monitor
     except Exception as error:
         _warn(f"nothing will be recorded ({type(error).__name__}: {error}). The training goes on")
         return None
-    return monitor
 
 
 def _open(
     directory: Path, facts: dict[str, Any], tensorboard: bool, first_step: int | None, rank: int
 ) -> tuple[Path, int | None, _Outputs | None]:
-    lock: int | None = None
     try:
         claimed, lock = claim_directory(directory, rank, job())
-        if claimed != directory:
-            _warn(f"another process is recording into {directory}; this run is recorded into {claimed}")
-        log = RunWriter(claimed, _versions() | facts, rank)
+        try:
+            if claimed != directory:
+                _warn(f"another process is recording into {directory}; this run is recorded into {claimed}")
+            log = RunWriter(claimed, _versions() | facts, rank)
+            return claimed, lock, _Outputs(log, _dashboard(claimed, log) if tensorboard else None, first_step)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
     except Exception as error:
         _warn(f"nothing will be recorded: {directory} cannot be written ({error}). The training goes on")
-        if lock is not None:
-            os.close(lock)
         return directory, None, None
-    return claimed, lock, _Outputs(log, _dashboard(claimed, log) if tensorboard else None, first_step)
 
 
 def _dashboard(directory: Path, log: RunWriter) -> DashboardWriter | None:

@@ -21,6 +21,7 @@ import ast
 import functools
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,14 +148,15 @@ def parse_header(header: bytes) -> Header | None:
 
 def _describes_records(dtype: np.dtype[Any]) -> bool:
     """Whether this is a record of ours, of whatever columns: numbers, a row of them per group or tensor, and a checksum."""
-    own = dtype.fields or {}
+    own: Mapping[str, Any] = dtype.fields or {}
     repeated = [own[name][0] for name in ("group", "tensors") if name in own]
     if len(repeated) != 1 or repeated[0].subdtype is None or len(repeated[0].shape) != 1:
         return False
     columns = (repeated[0].base.fields or {}).values()
     plain = [kind for name, (kind, *_) in own.items() if name not in ("group", "tensors")] + [kind for kind, *_ in columns]
     indices = all(own[name][0].kind in "iu" for name in _INDICES if name in own)
-    return set(own) >= _INDICES and indices and dtype.names[-1:] == ("crc",) and all(kind.kind in "iuf" for kind in plain)
+    sealed = (dtype.names or ())[-1:] == ("crc",)
+    return set(own) >= _INDICES and indices and sealed and all(kind.kind in "iuf" for kind in plain)
 
 
 def seal(record: Records) -> bytes:
