@@ -119,7 +119,10 @@ def main() -> None:
     chance = random.Random(options.seed)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        trials = [trial(Path(name) / str(number), chance) for number in range(options.trials)]
+        trials = []
+        for number in range(options.trials):  # two seconds each: what stabkit imports is imported in every child
+            trials.append(trial(Path(name) / str(number), chance))
+            print(trials[-1], file=sys.stderr, flush=True)
     rows = []
     for kind, count in Counter(trial.kind for trial in trials).items():
         own = [trial for trial in trials if trial.kind == kind]
