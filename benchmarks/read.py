@@ -36,10 +36,10 @@ TAGS = 10
 
 
 def write_log(folder: Path, steps: int, tensors: int) -> None:
-    """An ordinary run under AdamW whose gradients, updates and loss are far too large at its middle."""
+    """An ordinary run under AdamW, far too large gradients, updates and loss at its middle; no record is thinned away."""
     from stabkit.runlog import Group, Layout, RunWriter, StepRecord, TensorInfo
 
-    writer = RunWriter(folder, {"stabkit": "0.1.0"})
+    writer = RunWriter(folder, {"stabkit": "0.1.0"}, limit=1 << 60)
     infos = tuple(TensorInfo(f"blocks.{i // 4}.part{i % 4}.weight", (8, NUMEL // 8)) for i in range(tensors))
     number = writer.layout(0, Layout(infos, optimizer="AdamW", implementation="foreach"))
     writer.begin_attempt(0, 0)
