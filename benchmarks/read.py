@@ -35,11 +35,18 @@ NUMEL = 64
 TAGS = 10
 
 
-def write_log(folder: Path, steps: int, tensors: int) -> None:
-    """An ordinary run under AdamW, far too large gradients, updates and loss at its middle; no record is thinned away."""
+def write_log(folder: Path, steps: int, tensors: int, limit: int = 1 << 60) -> None:
+    """An ordinary run under AdamW, far too large gradients, updates and loss at its middle.
+
+    Args:
+        folder: Where.
+        steps: How many.
+        tensors: How many.
+        limit: Bytes of tensor records from which on old ones are thinned, as of `RunWriter`; by default none are.
+    """
     from stabkit.runlog import Group, Layout, RunWriter, StepRecord, TensorInfo
 
-    writer = RunWriter(folder, {"stabkit": "0.1.0"}, limit=1 << 60)
+    writer = RunWriter(folder, {"stabkit": "0.1.0"}, limit=limit)
     infos = tuple(TensorInfo(f"blocks.{i // 4}.part{i % 4}.weight", (8, NUMEL // 8)) for i in range(tensors))
     number = writer.layout(0, Layout(infos, optimizer="AdamW", implementation="foreach"))
     writer.begin_attempt(0, 0)

@@ -92,7 +92,7 @@ class Thinner:
         if sum(sizes.values()) <= self._limit:
             return
         old = [_Old(path) for path in paths[:-_NEWEST] if path not in self._spent]
-        old = [one for one in old if len(one.records)]
+        old = [one for one in old if one.count]
         events = self._events()
         while old and sum(sizes.values()) > self._limit:
             one = min(old, key=lambda one: one.gap)
@@ -104,7 +104,7 @@ class Thinner:
             sizes[one.path] = one.path.stat().st_size
             if stride not in self._noted:
                 self._noted.add(stride)
-                self._note(stride, int(one.records["step"][-1]))
+                self._note(stride, one.last)
 
     def _events(self) -> NDArray[np.int64]:
         """The steps that stand out by their own records, or that something was noted of."""
@@ -119,39 +119,44 @@ class Thinner:
 
 
 class _Old:
-    """A closed segment of tensor records.
+    """A closed segment of tensor records. It is in memory only while it is looked at: old segments are 192 MiB in all.
 
     Attributes:
-        records: All of them; none where the segment is damaged or still open.
+        path: Its file.
+        count: How many records it has; 0 where it is damaged or still open.
+        last: The step of the last one.
         gap: The most steps between two of them.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.count, self.last, self.gap = path, 0, 0, 1
         with open(path, "rb") as file:
             header = parse_header(file.read(HEADER_BYTES))
-        whole = header is not None and header.dtype is not None and header.count is not None
-        self.records: Records = np.empty(0)
-        if whole and header.count:  # type: ignore[union-attr]
-            self._map(header.dtype, header.count)  # type: ignore[union-attr, arg-type]
         self._stride = 1
-        self._measure()
+        if header is None or header.dtype is None or not header.count:
+            return
+        self._dtype, self.count = header.dtype, header.count
+        try:
+            self._measure(self._mapped())
+        except ValueError:  # shorter than its header says
+            self.count = 0
 
-    def _map(self, dtype: np.dtype[Any], count: int) -> None:
-        with suppress(ValueError):  # shorter than its header says
-            self.records = np.memmap(self.path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,)).view(np.ndarray)
+    def _mapped(self) -> Records:
+        return np.memmap(self.path, self._dtype, mode="r", offset=HEADER_BYTES, shape=(self.count,)).view(np.ndarray)
 
-    def _measure(self) -> None:
-        steps = self.records["step"] if len(self.records) else np.zeros(1, np.int64)
+    def _measure(self, records: Records) -> None:
+        steps = records["step"]
+        self.count, self.last = len(steps), int(steps[-1])
         self.gap = int(np.diff(steps).max(initial=1))
 
     def thin(self, events: NDArray[np.int64]) -> int | None:
         """Thin it further; the stride of what stays, None where nothing could be left out."""
+        records = self._mapped()
         while self._stride < 4**10:
             self._stride *= 4
-            staying = kept(self.records, events, self._stride)
-            if np.count_nonzero(staying) < 0.8 * len(self.records):
-                self._replace(self.records[staying])
+            staying = kept(records, events, self._stride)
+            if np.count_nonzero(staying) < 0.8 * len(records):
+                self._replace(records[staying])
                 return self._stride
         return None
 
@@ -167,8 +172,7 @@ class _Old:
         except OSError:
             draft.unlink(missing_ok=True)
             raise
-        self._map(records.dtype, len(records))
-        self._measure()
+        self._measure(records)
 
 
 def kept(records: Records, events: NDArray[np.int64], stride: int) -> Mask:

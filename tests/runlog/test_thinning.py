@@ -154,3 +154,18 @@ def test_a_damaged_segment_is_left_alone(tmp_path: Path) -> None:
     thinner.rolled()
     thinner.finish()
     assert first.read_bytes() == bytes(content)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped is asked of Linux")
+def test_one_segment_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """Old segments are 192 MiB in all, in the memory of the process that trains."""
+    run(tmp_path / "run", 1500, 1 << 40).close()
+    mapped: list[int] = []
+
+    def look(*_: Any) -> None:
+        mapped.append(Path("/proc/self/maps").read_text().count(f"{tmp_path}/run/rank00000/optimizer0/tensors-"))
+
+    thinner = thinning.Thinner(tmp_path / "run" / "rank00000" / "optimizer0", LIMIT // 3, list, look)
+    thinner.rolled()
+    thinner.finish()
+    assert mapped and max(mapped) <= 1
