@@ -76,7 +76,8 @@ def tensorboard(logs: Path) -> Iterator[str]:
     """A TensorBoard on a free port of this machine; yields where the plugin answers."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
-        command = [str(Path(sys.executable).with_name("tensorboard")), "--logdir", str(logs), "--port", "0", "--host", "127.0.0.1"]
+        program = str(Path(sys.executable).with_name("tensorboard"))
+        command = [program, "--logdir", str(logs), "--port", "0", "--host", "127.0.0.1"]
         with output.open("wb") as out:
             server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
@@ -99,13 +100,13 @@ def answered(address: str, route: str, **query: Any) -> tuple[Any, list[float]]:
         with opener.open(url) as reply:
             told = json.load(reply)
         took.append(time.perf_counter() - began)
-        if "runs" in told and told["runs"] or told.get("data") is not None:
+        if told.get("runs") or told.get("data") is not None:
             return told, took
         time.sleep(AGAIN)
 
 
 def asked(log: Path) -> Iterator[str]:
-    """Rows of how a TensorBoard answers about a log: all views are asked for at once, as the tab does, then a tensor, then again."""
+    """Rows of how a TensorBoard answers about a log: the views all at once, as the tab asks for them, then a tensor."""
     from concurrent.futures import ThreadPoolExecutor
 
     with tensorboard(log) as address:
@@ -143,7 +144,8 @@ def generated(log: Path, steps: int, tensors: int, limit: int) -> Path:
     """The log, written unless a whole one is there."""
     if not (log / "done").exists():
         shutil.rmtree(log, ignore_errors=True)
-        apart = Process(target=write_log, args=(log, steps, tensors, limit))  # a child's peak of memory is at least its parent's
+        # A child's peak of memory is never below its parent's: this process must stay small.
+        apart = Process(target=write_log, args=(log, steps, tensors, limit))
         apart.start()
         apart.join()
         if apart.exitcode:
@@ -170,8 +172,8 @@ def main() -> None:
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. "
         "`python -m benchmarks.seeing --write`",
         "",
-        f"Logs of {args.steps:,} steps x {args.tensors} tensors. First each view in a process of its own (CPU time with imports),",
-        "then a real TensorBoard asked as the tab asks it. An answer may be \"not yet\"; the question is then put again.",
+        f"Logs of {args.steps:,} steps x {args.tensors} tensors. First each view in a process of its own (CPU time with",
+        "imports), then a real TensorBoard asked as the tab asks it. An answer may be \"not yet\"; the question is then put again.",
     ]  # fmt: skip
     for name, limit in LOGS.items():
         kept = "" if limit == LIMIT else "-unthinned"

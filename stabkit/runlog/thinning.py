@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +55,7 @@ class Thinner:
         note: Called with the stride and the last step, when records are first thinned so far.
     """
 
-    def __init__(
-        self, folder: Path, limit: int, told: Callable[[], Sequence[int]], note: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, folder: Path, limit: int, told: Callable[[], Sequence[int]], note: Callable[[int, int], None]) -> None:
         self._folder, self._limit, self._told, self._note = folder, limit, told, note
         self._thread: threading.Thread | None = None
         self._again = False  # whether a segment was closed since a pass over them began
