@@ -183,6 +183,11 @@ class GradientLedger:
         """Take the writes since the last event as understood."""
         self._seen = signatures(self.parameters)
 
+    @property
+    def seen(self) -> Signatures:
+        """The gradients as the last event left them."""
+        return self._seen or b""
+
     def rewritten(self, now: Signatures | None = None) -> list[int]:
         """Places of the gradients that were written to since `close`: by the optimizer itself."""
         return [] if self._seen is None else changed(self._seen, signatures(self.parameters) if now is None else now)

@@ -9,38 +9,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.gradients import GradientLedger
 from stabkit.hooks.measurement import Measurement
-from stabkit.hooks.optimizer import group_values, states_of, steps_of
-from stabkit.hooks.roster import Roster
-from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS
+from stabkit.hooks.optimizer import states_of, steps_of
+from stabkit.hooks.roster import Left, Roster
+from stabkit.hooks.statistics import AFTER_COLUMNS, BEFORE_COLUMNS, AdamStep
 from stabkit.hooks.statistics.table import Table
 from stabkit.hooks.transfer import Batch, Later
 from stabkit.hooks.trust import Trust
-from stabkit.metric import TENSOR_COLUMNS
+from stabkit.metric import TENSOR_COLUMNS, Array
 from stabkit.runlog import Group
 
-__all__ = ["begin"]
+__all__ = ["AFTER", "BEFORE", "BOTH", "Quick"]
 
-_BEFORE = slice(len(BEFORE_COLUMNS))
-_AFTER = slice(len(BEFORE_COLUMNS), len(BEFORE_COLUMNS) + len(AFTER_COLUMNS))
-assert [column.name for column in TENSOR_COLUMNS[: _AFTER.stop]] == [*BEFORE_COLUMNS, *AFTER_COLUMNS]
+BEFORE = slice(len(BEFORE_COLUMNS))
+AFTER = slice(len(BEFORE_COLUMNS), len(BEFORE_COLUMNS) + len(AFTER_COLUMNS))
+BOTH = slice(AFTER.stop)
+assert [column.name for column in TENSOR_COLUMNS[BOTH]] == [*BEFORE_COLUMNS, *AFTER_COLUMNS]
+_PLACE = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
+_OF_LEFT = [_PLACE[name] for name in ("weight_sumsq", "weight_update_dot", "update_sumsq", "momentum_sumsq", "exp_avg_sumsq")]
 
-
-def begin(
-    optimizer: Optimizer, roster: Roster, trust: Trust, exact_updates: bool, closure: bool, batch: Batch
-) -> Measurement:
-    """Measure what must be seen before a step (see `Measurement` for the arguments)."""
-    groups = group_values(optimizer)
-    due = trust.due(groups)
-    special = exact_updates or closure or due or roster.coarse or not roster.plain
-    if trust.is_torch_adam and trust.derives and not special:
-        table = Table(roster.parameters, optimizer.state)
-        if table.look(moments=1):
-            return Quick(optimizer, roster, trust, groups, table, batch)
-    return Measurement(optimizer, roster, trust, exact_updates, closure, batch, due)
+Mask = NDArray[np.bool_]
 
 
 class Quick(Measurement):
@@ -62,7 +54,7 @@ class Quick(Measurement):
         self._table = table
         self.signatures = table.signatures
         before = table.before(steps_of(optimizer, roster, groups))
-        self.columns[:, _BEFORE] = before
+        self.columns[:, BEFORE] = before
         for i in self._too_small(before[:, 0], groups):
             if table.rows["grad"][i]:
                 table.copy(i)
@@ -78,21 +70,33 @@ class Quick(Measurement):
         self.signatures = table.signatures
         with_gradient = table.rows["grad"] != 0
         self.places = np.flatnonzero(with_gradient).tolist()
-        steps = steps_of(self._optimizer, self._roster, groups, counts)
-        if len(self.places) == len(self.columns):
-            self.columns[:, _AFTER] = table.after(steps)
-        else:
-            self.columns[with_gradient, _AFTER] = table.after(steps, with_gradient)
+        steps, counted = steps_of(self._optimizer, self._roster, groups, counts), np.array(counts)
+        self._measure(steps, with_gradient, skipped.value > 0, counted)
+        if len(self.places) < len(self.columns):
             self._stand_still(np.flatnonzero(~with_gradient).tolist(), copied=len(table.copies) == len(self.places))
         table.let_go()
         rewritten = ledger.rewritten(self.signatures)
         self._batch.afterwards(lambda: self._unscale(carried_scale.value))
         self._batch.afterwards(lambda: self._settle(ledger, rewritten, skipped.value > 0, carried_scale.value))
+        self._batch.afterwards(lambda: self._leave(counted))
+
+    def _measure(self, steps: Sequence[AdamStep], with_gradient: Mask, skipped: bool, counts: Array) -> None:
+        """Fill the columns from what the step has left."""
+        if with_gradient.all():
+            self.columns[:, AFTER] = self._table.after(steps)
+        else:
+            self.columns[with_gradient, AFTER] = self._table.after(steps, with_gradient)
+
+    def _leave(self, counts: Array) -> None:
+        """Note for the next step how large this one has left weights and moments: |p + u|² = |p|² + 2 p u + |u|²."""
+        weight, dot, update, momentum, moment = (self.columns[:, place] for place in _OF_LEFT)
+        self._roster.left = Left(counts, weight + 2 * dot + update, np.where(np.isnan(moment), momentum, moment))
 
     def _finish_plainly(
         self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
     ) -> None:
         """The step has left something that C cannot read, or has made its moments."""
+        self._roster.left = None
         self.signatures = None
         self._states = states_of(self._optimizer, self._roster.parameters, self._trust.moments)
         for i, copy in self._table.copies.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import quick
+from stabkit.hooks import ways
 from stabkit.hooks.cadence import Cadence
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.counting import StepCount, device_count
@@ -197,7 +197,7 @@ class StepRecorder:
         """
         self._closure = closure
         if self.cadence.due(step) and self.roster.readable:
-            self._measurement = quick.begin(
+            self._measurement = ways.begin(
                 self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
             )
         if not closure:
@@ -221,8 +221,7 @@ class StepRecorder:
             self._ledger.close()
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
         counts = self._count.read(self.optimizer, self.parameters)
-        known = self._measurement.signatures if self._measurement else None
-        gradients = places(signatures(self.parameters) if known is None else known)
+        gradients = places(self._ledger.seen)
         seen = Seen(gradients, self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
         unfinished = Unfinished(record, seen, self._batch)
         unfinished.beside = {name: self._batch.add(number) for name, number in (beside or {}).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
@@ -13,7 +14,7 @@ from stabkit.hooks.distributed import cuts, is_plain, local, local_like
 from stabkit.hooks.statistics import TensorState
 from stabkit.metric import Array
 
-__all__ = ["Roster", "parameters_of"]
+__all__ = ["Left", "Roster", "parameters_of"]
 
 _ONE = [None]
 _TRAINABLE = attrgetter("requires_grad")
@@ -22,6 +23,21 @@ _TRAINABLE = attrgetter("requires_grad")
 def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
     """Every parameter of every group, in order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a measured step left behind.
+
+    Attributes:
+        counts: The optimizer's count of steps of each tensor then.
+        weights: Of each tensor the sum of squares.
+        momenta: Of its first moment.
+    """
+
+    counts: Array
+    weights: Array
+    momenta: Array
 
 
 class Roster:
@@ -36,6 +52,7 @@ class Roster:
         readable: Whether all of them lie where tensors are measured: on the CPU or on a CUDA device.
         coarse: Places of the tensors of 16 bits, whose updates may be rounded away.
         squares: Of each tensor the sum of squares when last measured, NaN before.
+        left: How the last step left the tensors, where C has measured them.
         plain: Whether each parameter is an ordinary tensor, and one tensor.
         sharded: Whether this process holds a part of any tensor only.
     """
@@ -57,6 +74,7 @@ class Roster:
         self.readable = all(p.is_cpu or p.is_cuda for p in self.parameters)
         self.coarse = [i for i, at in enumerate(self.owners) if self.parameters[at].dtype in (torch.bfloat16, torch.float16)]
         self.squares: Array = np.full(len(self.owners), np.nan)
+        self.left: Left | None = None
 
     @cached_property
     def sizes(self) -> Array:

@@ -128,9 +128,7 @@ _UNCOUNTED = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, ma
 """Of no step: with it, the one pass measures tensors and leaves out moments and update."""
 
 
-def measure_before(
-    states: Sequence[TensorState], steps: Sequence[AdamStep], batch: Batch | None = None
-) -> NDArray[np.float64]:
+def measure_before(states: Sequence[TensorState], steps: Sequence[AdamStep], batch: Batch | None = None) -> NDArray[np.float64]:
     """Measures parameters, gradients and first moments as they are before an optimizer step.
 
     Args:
@@ -152,9 +150,7 @@ def measure_before(
     return out
 
 
-def measure_after(
-    states: Sequence[TensorState], steps: Sequence[AdamStep], batch: Batch | None = None
-) -> NDArray[np.float64]:
+def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep], batch: Batch | None = None) -> NDArray[np.float64]:
     """Measures all tensors of an optimizer step after it, and the update it intended.
 
     Args:

@@ -15,7 +15,9 @@
 #define THREADS 1
 #endif
 
-enum { PIECE = 64 * BLOCK, COLUMNS = sizeof(After) / sizeof(double), MAX_THREADS = 2 };
+enum { PIECE = 64 * BLOCK, SUMS = sizeof(After) / sizeof(double), MAX_THREADS = 2 };
+enum { EARLY = sizeof(Before) / sizeof(double), LATE = SUMS - 2 }; /* columns before the step and after it */
+typedef enum { BEFORE, AFTER, STEP } Pass;
 enum { ALONE_BELOW = 4 * PIECE }; /* elements; starting a thread costs more than they do */
 
 static void add_before(Before *line, const Before *sums) {
@@ -31,7 +33,7 @@ static void add_after(After *line, const After *sums) {
     const double *from = (const double *)sums;
     double *to = (double *)line;
     After extremes = *line;
-    for (int i = 0; i < COLUMNS; i++) to[i] += from[i];
+    for (int i = 0; i < SUMS; i++) to[i] += from[i];
     line->g_absmax = fmax(extremes.g_absmax, sums->g_absmax), line->p_absmax = fmax(extremes.p_absmax, sums->p_absmax);
     line->u_absmax = fmax(extremes.u_absmax, sums->u_absmax);
     line->v_min = fmin(extremes.v_min, sums->v_min), line->v_max = fmax(extremes.v_max, sums->v_max);
@@ -45,8 +47,19 @@ static void finish_after(After *line, const Row *row) {
     if (!row->before) line->applied_sumsq = NAN;
 }
 
+/* What was before the step, from what is after it: m = beta1 m_before + (1 - beta1) g. Where g outweighs m_before ten
+ * thousandfold, rounding has left too little of that in m. Where all is zero, all was. */
+static void work_back(Before *line, const After *sums, const Row *row) {
+    const double kept = row->beta1, taken = 1 - kept, g = taken * taken * sums->g_sumsq, gm = row->sign * sums->gm_dot;
+    const double largest = fmax(sums->m_sumsq, g), m = (sums->m_sumsq - 2 * taken * gm + g) / (kept * kept);
+    const int known = largest == 0 || largest <= 1e6 * kept * kept * m;
+    line->p_sumsq = row->bias > 0 ? sums->w_sumsq : NAN;
+    line->m_sumsq = known ? m : NAN;
+    line->dot = known ? (gm - taken * sums->g_sumsq) / kept : NAN;
+}
+
 typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
-typedef struct { Piece *pieces; int64_t count, next; int after; } Job;
+typedef struct { Piece *pieces; int64_t count, next; Pass pass; } Job;
 
 static void *work(void *argument) {
     Job *job = argument;
@@ -57,7 +70,7 @@ static void *work(void *argument) {
         int64_t i = job->next++;
 #endif
         if (i >= job->count) return NULL;
-        if (job->after) measure_after(&job->pieces[i]); else measure_before(&job->pieces[i]);
+        if (job->pass == BEFORE) measure_before(&job->pieces[i]); else measure_after(&job->pieces[i]);
     }
 }
 
@@ -82,11 +95,27 @@ static void work_together(Job *job, int threads, Team team) {
 #endif
 }
 
+static void finish_row(double *out, const Row *row, const Piece *pieces, int64_t count, Pass pass) {
+    if (pass == BEFORE) {
+        Before *line = (Before *)out;
+        *line = (Before){0, 0, 0};
+        for (int64_t i = 0; i < count; i++) add_before(line, &pieces[i].sums.before);
+        finish_before(line, row);
+        return;
+    }
+    After sums = {0};
+    sums.v_min = INFINITY, sums.v_max = -INFINITY;
+    for (int64_t i = 0; i < count; i++) add_after(&sums, &pieces[i].sums.after);
+    if (pass == STEP) work_back((Before *)out, &sums, row);
+    finish_after(&sums, row);
+    memcpy(out + (pass == STEP ? EARLY : 0), &sums, LATE * sizeof(double));
+}
+
 /* Cuts the tensors into pieces, has them measured and adds them up in their order. Returns 0 where memory ran out. */
-static int measure(const Row *rows, int64_t count, double *out, int after, int threads, Team team) {
-    int64_t pieces = 0, elements = 0, next = 0, width = after ? COLUMNS : sizeof(Before) / sizeof(double);
+static int measure(const Row *rows, int64_t count, double *out, Pass pass, int threads, Team team) {
+    int64_t pieces = 0, elements = 0, next = 0, width = pass == BEFORE ? EARLY : pass == AFTER ? LATE : EARLY + LATE;
     for (int64_t r = 0; r < count; r++) pieces += (rows[r].size + PIECE - 1) / PIECE, elements += rows[r].size;
-    Job job = {calloc(pieces + 1, sizeof(Piece)), pieces, 0, after};
+    Job job = {calloc(pieces + 1, sizeof(Piece)), pieces, 0, pass};
     if (!job.pieces) return 0;
     for (int64_t r = 0; r < count; r++)
         for (int64_t o = 0; o < rows[r].size; o += PIECE, next++) {
@@ -94,43 +123,39 @@ static int measure(const Row *rows, int64_t count, double *out, int after, int t
             piece->row = &rows[r], piece->start = o, piece->size = rows[r].size - o < PIECE ? rows[r].size - o : PIECE;
         }
     work_together(&job, elements < ALONE_BELOW ? 1 : threads, team);
-    memset(out, 0, count * width * sizeof(double));
     next = 0;
     for (int64_t r = 0; r < count; r++) {
-        After *late = (After *)(out + r * width);
-        Before *early = (Before *)(out + r * width);
-        if (after) late->v_min = INFINITY, late->v_max = -INFINITY;
-        for (; next < pieces && job.pieces[next].row == &rows[r]; next++) {
-            if (after) add_after(late, &job.pieces[next].sums.after);
-            else add_before(early, &job.pieces[next].sums.before);
-        }
-        if (after) finish_after(late, &rows[r]); else finish_before(early, &rows[r]);
+        int64_t own = (rows[r].size + PIECE - 1) / PIECE;
+        finish_row(out + r * width, &rows[r], job.pieces + next, own, pass);
+        next += own;
     }
     free(job.pieces);
     return 1;
 }
 
-static PyObject *call(PyObject *arguments, int after) {
+static PyObject *call(PyObject *arguments, Pass pass) {
     const char *rows;
     Py_ssize_t bytes;
     unsigned long long out, team;
     int threads, ok;
     if (!PyArg_ParseTuple(arguments, "y#KiK", &rows, &bytes, &out, &threads, &team)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    ok = measure((const Row *)rows, bytes / (Py_ssize_t)sizeof(Row), (double *)(uintptr_t)out, after, threads,
+    ok = measure((const Row *)rows, bytes / (Py_ssize_t)sizeof(Row), (double *)(uintptr_t)out, pass, threads,
                  (Team)(uintptr_t)team);
     Py_END_ALLOW_THREADS
     if (!ok) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
-static PyObject *py_before(PyObject *self, PyObject *arguments) { (void)self; return call(arguments, 0); }
-static PyObject *py_after(PyObject *self, PyObject *arguments) { (void)self; return call(arguments, 1); }
+static PyObject *py_before(PyObject *self, PyObject *arguments) { (void)self; return call(arguments, BEFORE); }
+static PyObject *py_after(PyObject *self, PyObject *arguments) { (void)self; return call(arguments, AFTER); }
+static PyObject *py_step(PyObject *self, PyObject *arguments) { (void)self; return call(arguments, STEP); }
 static int execute(PyObject *module) { return PyModule_AddIntConstant(module, "ROW_BYTES", sizeof(Row)); }
 
 static PyMethodDef methods[] = {
     {"before", py_before, METH_VARARGS, "before(rows, out, threads, team): fill float64 [rows, 3] at address out."},
     {"after", py_after, METH_VARARGS, "after(rows, out, threads, team): fill float64 [rows, 16] at address out."},
+    {"step", py_step, METH_VARARGS, "step(rows, out, threads, team): fill float64 [rows, 19], both, from what is after it."},
     {"bind", bind, METH_VARARGS, "bind(capsule, Tensor, Parameter): whether the three below can be used."},
     {"signatures", py_signatures, METH_O, "signatures(parameters): (id, version) of each gradient, int64 [n, 2]."},
     {"counts", py_counts, METH_VARARGS, "counts(parameters, state, out): fill float64 [n] at address out."},

@@ -43,11 +43,13 @@ typedef struct { /* mirrored by cpu._ROW; an address of 0 is an absent tensor */
     double bias;      /* 1 - beta2^t; 0 before the first step */
     double eps;
     double sign;      /* -1 where the optimizer maximizes, else 1 */
+    double beta1;     /* decay of m; only `step` needs it */
 } Row;
 
-typedef struct { /* AFTER_COLUMNS, v not yet bias-corrected */
+typedef struct { /* AFTER_COLUMNS, v not yet bias-corrected; then what tells the moment before the step */
     double g_sumsq, g_absmax, g_nonfinite, g_zeros, m_sumsq, v_sum, v_min, v_max, rms_sum, eps_count;
     double p_absmax, p_nonfinite, u_sumsq, u_absmax, dot, applied_sumsq;
+    double w_sumsq, gm_dot; /* of p before the step with itself; of g with m */
 } After;
 
 typedef struct { double p_sumsq, dot, m_sumsq; } Before;
@@ -112,14 +114,15 @@ static void careful_extremes(const Block *b, After *out) {
 
 INLINE Range plain_sums(const Block *block, int32_t limit, After *out) {
     const float *p = block->p, *g = block->g, *m = block->m, *v = block->v;
-    double g_sumsq = 0, m_sumsq = 0, v_sum = 0;
+    double g_sumsq = 0, m_sumsq = 0, v_sum = 0, gm_dot = 0;
     int32_t g_max = 0, p_max = 0, v_max = INT32_MIN, v_min = INT32_MAX, zeros = 0, small = 0;
-#pragma omp simd reduction(+ : g_sumsq, m_sumsq, v_sum, zeros, small) \
+#pragma omp simd reduction(+ : g_sumsq, m_sumsq, v_sum, gm_dot, zeros, small) \
     reduction(max : g_max, p_max, v_max) reduction(min : v_min)
     for (int64_t i = 0; i < block->n; i++) {
         int32_t gb = bits(g[i]) & ABS_BITS, pb = bits(p[i]) & ABS_BITS, vb = bits(v[i]);
         g_sumsq += (double)g[i] * g[i];
         m_sumsq += (double)m[i] * m[i];
+        gm_dot += (double)g[i] * m[i];
         v_sum += v[i];
         zeros += gb == 0;
         small += (vb > 0) & (vb < limit);
@@ -128,7 +131,7 @@ INLINE Range plain_sums(const Block *block, int32_t limit, After *out) {
         v_max = vb > v_max ? vb : v_max;
         v_min = vb < v_min ? vb : v_min;
     }
-    out->g_sumsq += g_sumsq, out->m_sumsq += m_sumsq, out->v_sum += v_sum;
+    out->g_sumsq += g_sumsq, out->m_sumsq += m_sumsq, out->v_sum += v_sum, out->gm_dot += gm_dot;
     out->g_zeros += zeros, out->eps_count += small;
     int finite = g_max < INF_BITS && p_max < INF_BITS && v_max < INF_BITS && v_min >= 0;
     if (finite) {
@@ -242,7 +245,7 @@ WIDEST static void measure_after(Piece *piece) {
             done = trusted(u, has_before, range.g_zero, (still || range.m_zero) && !decays);
         }
         if (!done) u = has_before ? update_double(&b, row, 1) : update_double(&b, row, 0);
-        out->rms_sum += u.rms, out->u_sumsq += u.update, out->dot += u.dot;
+        out->rms_sum += u.rms, out->u_sumsq += u.update, out->dot += u.dot, out->w_sumsq += u.weight;
         out->u_absmax = fmax(out->u_absmax, u.absmax);
     }
 }

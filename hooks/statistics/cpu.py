@@ -25,6 +25,7 @@ __all__ = ["coefficients", "measure_after", "measure_before", "measure_sizes", "
 
 _AFTER_COLUMNS = 16
 _STRETCH = 65_536  # elements of a tensor that is measured by itself; a piece of the C code
+_STANDSTILL = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # coefficients of no step
 _PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may have no memory of their own
 
 
@@ -69,7 +70,7 @@ def measure_sizes(tensors: Sequence[Tensor], out: NDArray[np.float64]) -> list[i
         starts.append(len(rows))
         for start in range(0, size, _STRETCH):
             here, zeros = address + 4 * start, still.ctypes.data
-            rows.append(ROW.pack(here, here, zeros, zeros, 0, 0, min(_STRETCH, size - start), 0.0, 0.0, 0.0, 0.0, 1.0))
+            rows.append(ROW.pack(here, here, zeros, zeros, 0, 0, min(_STRETCH, size - start), *_STANDSTILL))
     table = np.empty((len(rows), _AFTER_COLUMNS))
     native.after(b"".join(rows), table.ctypes.data, torch.get_num_threads(), parallel)
     out[fit] = np.add.reduceat(table[:, :4], starts, axis=0)
@@ -107,10 +108,11 @@ def _call(
 
 
 def coefficients(step: AdamStep) -> tuple[float, ...]:
-    """The numbers of a `Row`: step_size, decay, bias, eps, sign."""
+    """The numbers of a `Row`: step_size, decay, bias, eps, sign, beta1."""
     bias1, bias2 = 1 - step.beta1**step.count, 1 - step.beta2**step.count
     decay = step.lr * step.weight_decay if step.decoupled else 0.0
-    return (step.lr / bias1 if bias1 else 0.0, decay, bias2, step.eps, -1.0 if step.maximize else 1.0)
+    sign = -1.0 if step.maximize else 1.0
+    return (step.lr / bias1 if bias1 else 0.0, decay, bias2, step.eps, sign, step.beta1)
 
 
 def _addresses(param: Tensor, *others: Tensor | None) -> list[int] | None:

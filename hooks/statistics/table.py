@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Table"]
 
-_NUMBERS = ["step_size", "decay", "bias", "eps", "sign"]
+Mask = NDArray[np.bool_]
+
+_NUMBERS = ["step_size", "decay", "bias", "eps", "sign", "beta1"]
 _NAMES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
@@ -68,15 +70,17 @@ class Table:
         """Keep a copy of a parameter for the pass after the step."""
         self.copies[place] = self._parameters[place].detach().clone(memory_format=torch.contiguous_format)
 
-    def before(self, steps: Sequence[AdamStep]) -> NDArray[np.float64]:
-        """BEFORE_COLUMNS of all tensors."""
-        self._tell(steps)
-        return self._measured(cpu.native.before, self.rows, 3)
+    def before(self, steps: Sequence[AdamStep], which: Mask | None = None) -> NDArray[np.float64]:
+        """BEFORE_COLUMNS of all tensors, or of some."""
+        return self._measured(cpu.native.before, steps, which, 3)
 
-    def after(self, steps: Sequence[AdamStep], which: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    def after(self, steps: Sequence[AdamStep], which: Mask | None = None) -> NDArray[np.float64]:
         """AFTER_COLUMNS of all tensors, or of some that lack nothing."""
-        self._tell(steps)
-        return self._measured(cpu.native.after, self.rows if which is None else self.rows[which], 16)
+        return self._measured(cpu.native.after, steps, which, 16)
+
+    def step(self, steps: Sequence[AdamStep], which: Mask | None = None) -> NDArray[np.float64]:
+        """Both, from what is there after the step (see `hooks.once`)."""
+        return self._measured(cpu.native.step, steps, which, 19)
 
     @property
     def complete(self) -> bool:
@@ -100,7 +104,9 @@ class Table:
         for name, column in zip(_NUMBERS, numbers.T, strict=True):
             self.rows[name] = column[which]
 
-    def _measured(self, function: Any, rows: NDArray[Any], width: int) -> NDArray[np.float64]:
+    def _measured(self, function: Any, steps: Sequence[AdamStep], which: Mask | None, width: int) -> NDArray[np.float64]:
+        self._tell(steps)
+        rows = self.rows if which is None else self.rows[which]
         out = np.empty((len(rows), width))
         function(rows.tobytes(), out.ctypes.data, torch.get_num_threads(), parallel)
         return out

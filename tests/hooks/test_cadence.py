@@ -13,7 +13,7 @@ from torch import nn
 
 import stabkit
 from stabkit.errors import UsageError
-from stabkit.hooks import quick
+from stabkit.hooks import ways
 from stabkit.hooks.cadence import Cadence
 from stabkit.runlog import StepRecord
 
@@ -90,8 +90,8 @@ def test_a_budget_that_is_none_is_refused(budget: Any, tmp_path: Path) -> None:
 
 def test_a_spike_in_a_thinned_run_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real training of 2 ms a step, with statistics that are made to take 4 ms, and one loss that is sixty times as large."""
-    look = quick.begin
-    monkeypatch.setattr(quick, "begin", lambda *a: (time.sleep(0.004), look(*a))[1])
+    look = ways.begin
+    monkeypatch.setattr(ways, "begin", lambda *a: (time.sleep(0.004), look(*a))[1])
     torch.manual_seed(0)
     model = nn.Linear(8, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -156,10 +156,20 @@ def test_the_short_way_finds_what_the_long_way_finds(wanted: str, tmp_path: Path
     slowly = run("slow")
     assert not [event for event in (*quickly.events, *slowly.events) if event["event"] == "fault"]
     here, there = quickly.streams[0], slowly.streams[0]
+    worked_back = {"weight_sumsq", "momentum_sumsq", "momentum_dot", "weight_norm"}  # see hooks.once
     for name in here.columns:
-        assert np.array_equal(here.columns[name], there.columns[name], equal_nan=True), name
+        if name == "momentum_dot":
+            size = np.sqrt(there.columns["grad_used_sumsq"] * there.columns["momentum_sumsq"])
+            np.testing.assert_allclose(here.columns[name] / size, there.columns[name] / size, atol=1e-6)
+        elif name in worked_back:
+            np.testing.assert_allclose(here.columns[name], there.columns[name], rtol=1e-6, err_msg=name)
+        else:
+            assert np.array_equal(here.columns[name], there.columns[name], equal_nan=True), name
     for name in set(here.step_values) - {"time"}:
-        assert np.array_equal(here.step_values[name], there.step_values[name], equal_nan=True), name
+        if name in worked_back:
+            np.testing.assert_allclose(here.step_values[name], there.step_values[name], rtol=1e-6)
+        else:
+            assert np.array_equal(here.step_values[name], there.step_values[name], equal_nan=True), name
 
 
 @compiled
