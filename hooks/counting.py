@@ -61,9 +61,9 @@ class StepCount:
         self._first_count = -1.0
         self._count = -1
 
-    def read(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> list[float]:
-        """Read the count of every parameter."""
-        counts = counts_of(optimizer, parameters)
+    def read(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor], counts: list[float] | None = None) -> list[float]:
+        """Read the count of every parameter; or take note of the `counts` where they were read just now."""
+        counts = counts_of(optimizer, parameters) if counts is None else counts
         self._state = optimizer.state
         self._first = next(iter(self._state.values()), None)
         self._first_count = -1.0 if self._first is None else _count(self._first)

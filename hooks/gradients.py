@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from operator import attrgetter, is_
 
 import numpy as np
 import torch
 
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.distributed import local, local_like
-from stabkit.hooks.signatures import Signatures, changed, chosen, none, places, signature, signatures, untouched
+from stabkit.hooks.signatures import Signatures, changed, chosen, none, places, signature, signatures, untouched, written
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import Batch, Later, Number, on_host
 from stabkit.metric import Array
@@ -59,6 +59,7 @@ class GradientLedger:
         self._batch = Batch()
         self._sums: dict[int, Array] = {}  # of squares before clipping by value: no coefficient gives them back
         self._zeroed: dict[int, tuple[int, int]] = {}
+        self._sampled: tuple[int, tuple[int, int]] | None = None
         self._scales: dict[int, Number] = {}  # that the gradients carried when a call found them
         self._numbers: dict[int, tuple[Later, Later]] = {}  # of each call: total norm, scale
 
@@ -96,6 +97,7 @@ class GradientLedger:
         self.parameters = list(parameters)
         self._known: dict[int, tuple[ClipCall, list[int]]] = {}
         self._place = {id(p): i for i, p in enumerate(self.parameters)}
+        self._all = [*range(len(self.parameters))]
 
     def dropped(self, now: Signatures) -> bool:
         """Whether the gradients were thrown away since the last backward, one of which had come: set to None or to zero."""
@@ -133,8 +135,10 @@ class GradientLedger:
             scale: The loss scale that the gradients still carry.
         """
         self._scales[id(call)] = scale
-        self._compare(signatures(self.parameters))
         concerned = self._places(call)
+        self._sampled = self._sample(call, concerned)
+        if self._sampled is None:
+            self._compare(signatures(self.parameters))
         if self._clipped:
             self._altered.update(i for i in concerned if i in self._clipped)
         if call.kind == "value":
@@ -142,6 +146,25 @@ class GradientLedger:
             grads = {i: g for i, g in shards.items() if g is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
+
+    def _sample(self, call: ClipCall, concerned: Sequence[int]) -> tuple[int, tuple[int, int]] | None:
+        """The place and signature of one gradient that stands for all in clipping by norm, which writes to each alike.
+
+        What it finds in the end holds for all, or a later look at them finds another version than was to be expected. None
+        where all have to be looked at.
+        """
+        if call.kind != "norm" or self._seen is None or not concerned:
+            return None
+        grad = self.parameters[concerned[0]].grad
+        return (concerned[0], signature(grad)) if type(grad) is torch.Tensor else None
+
+    def _writes_since_sampled(self) -> int | None:
+        if self._sampled is None:
+            return None
+        place, (before, version) = self._sampled
+        self._sampled = None
+        now, later = signature(self.parameters[place].grad)
+        return later - version if now == before else None
 
     def concerned(self, call: ClipCall) -> frozenset[int] | None:
         """Places of the gradients that a call clips, None where it clips others' only.
@@ -167,8 +190,12 @@ class GradientLedger:
 
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
-        self.accept()
         concerned = self._places(call)
+        writes = self._writes_since_sampled()
+        if writes is None or self._seen is None:
+            self.accept()
+        else:
+            self._seen = written(self._seen, concerned, writes)
         self._clipped.update(dict.fromkeys(concerned, call))
         if not call.finished:
             self._altered.update(concerned)
@@ -182,11 +209,6 @@ class GradientLedger:
     def accept(self) -> None:
         """Take the writes since the last event as understood."""
         self._seen = signatures(self.parameters)
-
-    @property
-    def seen(self) -> Signatures:
-        """The gradients as the last event left them."""
-        return self._seen or b""
 
     def rewritten(self, now: Signatures | None = None) -> list[int]:
         """Places of the gradients that were written to since `close`: by the optimizer itself."""
@@ -219,21 +241,23 @@ class GradientLedger:
         quotient = call.limit / (self._found_norm(call) + 1e-6)
         return 1.0 if quotient > 1 else quotient  # unlike min(), this hands a NaN on, as torch does
 
-    def covers(self, call: ClipCall, gradients: Sequence[int]) -> bool:
-        """Whether this one call explains all that happened to these gradients since they were complete."""
-        return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in gradients)
+    def covers(self, call: ClipCall) -> bool:
+        """Whether this one call explains all that happened to the gradients since they were complete."""
+        there = places(self._seen or b"")
+        return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in there)
 
-    def before_clipping(self, used: Array, owners: Sequence[int]) -> Array:
+    def before_clipping(self, used: Array, owners: Sequence[int], wide: bool = False) -> Array:
         """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved.
 
         Args:
             used: The sums of squares as used.
             owners: The place of the parameter that each of them is of.
+            wide: Whether all are known to be of a dtype with a float32's range.
         """
         before = np.full(len(used), np.nan)
         if not self._complete:
             return before
-        if (alike := self._unclipped_alike(used, owners)) is not None:
+        if (alike := self._unclipped_alike(used, owners, wide)) is not None:
             return alike
         for row, (i, value) in enumerate(zip(owners, used.tolist(), strict=True)):
             call = self._clipped.get(i)
@@ -248,26 +272,24 @@ class GradientLedger:
                 before[row] = self._unclipped(i, value, self.coefficient(call))
         return before
 
-    def _unclipped_alike(self, used: Array, owners: Sequence[int]) -> Array | None:
+    def _unclipped_alike(self, used: Array, owners: Sequence[int], wide: bool) -> Array | None:
         """The same for all gradients at once, where nothing befell any or one call clipped all; else None.
 
         Gradients so small that scaling them down has rounded something away are left to `_unclipped`.
         """
-        calls = {*map(id, self._clipped.values())}
-        if self._altered or len(calls) > 1 or len(owners) != len(self.parameters):
+        if self._altered or len(self.calls) > 1 or len(owners) != len(self.parameters):
             return None
         everything: Array = used.copy()
-        if not calls:
+        if not self._clipped:
             return everything
-        call = next(iter(self._clipped.values()))
+        call = next(iter(self._clipped.values()))  # one that did not finish has altered them
         if call.kind == "value":
             return None
         coefficient = self.coefficient(call)
         if coefficient == 1:
             return everything
         plenty = len(self._clipped) == len(owners) and bool(((used > _PLENTY) | (used == 0)).all())
-        wide = plenty and {*map(_DTYPE, self.parameters)} <= _WIDE
-        if not (wide and coefficient > 1e-7):
+        if not (plenty and coefficient > 1e-7 and (wide or {*map(_DTYPE, self.parameters)} <= _WIDE)):
             return None
         everything /= coefficient**2
         return everything
@@ -293,10 +315,10 @@ class GradientLedger:
 
     def _places(self, call: ClipCall) -> list[int]:
         if id(call) not in self._known:
-            ids = [*map(id, call.parameters)]
-            all_of_them = ids == [*self._place]
-            found = range(len(ids)) if all_of_them else (place for i in ids if (place := self._place.get(i)) is not None)
-            self._known[id(call)] = call, [*found]
+            alike = len(call.parameters) == len(self.parameters) and all(map(is_, call.parameters, self.parameters))
+            ids = () if alike else map(id, call.parameters)
+            found = self._all if alike else [place for i in ids if (place := self._place.get(i)) is not None]
+            self._known[id(call)] = call, found
         return self._known[id(call)][1]
 
 

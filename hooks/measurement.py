@@ -47,9 +47,7 @@ _OF_UPDATE = [_PLACE[name] for name in ("update_sumsq", "update_absmax", "weight
 _ADDED = [i for i, column in enumerate(TENSOR_COLUMNS) if column.merge == "sum"]
 _AFTER_ALL = [place for name, place in _PLACE.items() if name != "weight_sumsq"]
 _OF_MOMENTS = [
-    place
-    for name, place in _PLACE.items()
-    if name.startswith(("exp_avg", "momentum_", "eps_", "rms_", "unchanged_"))
+    place for name, place in _PLACE.items() if name.startswith(("exp_avg", "momentum_", "eps_", "rms_", "unchanged_"))
 ]
 
 _NOTHING = np.zeros(())
@@ -59,7 +57,6 @@ _SMALL = 0.1
 back from those after it, because the update was so much larger that rounding has wiped them out."""
 _LARGE_DECAY = 0.5
 """The same where a step takes away more than this share of the weights."""
-
 
 
 def weights_now(optimizer: Optimizer, roster: Roster, batch: Batch) -> Array:
@@ -94,7 +91,11 @@ class Measurement:
         places: Of the tensors that had a gradient.
         unread: Places of those whose gradient was there and could not be read.
         signatures: Of the gradients at the last look at them, where they are known from it.
+        defers: Whether the gradients are looked at after the step only, because the optimizer writes to none.
     """
+
+    defers = False
+    _wide = False  # whether all tensors are known to be of float32
 
     _states: list[TensorState]
     _bits: list[Bits]
@@ -133,6 +134,10 @@ class Measurement:
         self.places: list[int] = []
         self.unread: list[int] = []
         self.signatures: Signatures | None = None
+
+    def look(self) -> list[float] | None:
+        """Look at the tensors after the step: the optimizer's count of each, where it is known from that."""
+        return None
 
     def finish(
         self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
@@ -204,9 +209,8 @@ class Measurement:
             self.columns[:, [*_OF_UPDATE, *_OF_MOMENTS]] = math.nan
         elif self._derived and self._trust.variant != self._variant:  # or in another way
             self.columns[:, _OF_UPDATE] = math.nan
-        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(
-            self.columns[:, _PLACE["grad_used_sumsq"]], self._roster.owners
-        )
+        used = self.columns[:, _PLACE["grad_used_sumsq"]]
+        self.columns[:, _PLACE["grad_sumsq"]] = ledger.before_clipping(used, self._roster.owners, self._wide)
         self._roster.squares = self.columns[:, _PLACE["weight_sumsq"]]
 
     def _set(self, where: Any, values: Array) -> None:
@@ -314,11 +318,15 @@ class Measurement:
 
     def _too_small(self, squares: Array, groups: Sequence[Group]) -> list[int]:
         """Places of the tensors that must be copied, given the sums of squares of the weights."""
-        lr = np.array([group.lr for group in groups])
-        decay = np.array([group.weight_decay for group in groups])
         squares = np.where(np.isnan(squares), self._roster.squares, squares)  # as good as today's, where those come later
-        needed = squares < ((_SMALL * lr) ** 2)[self._roster.groups] * self._roster.sizes
-        needed |= (np.abs(lr * decay) > _LARGE_DECAY)[self._roster.groups]
+        small = [(_SMALL * group.lr) ** 2 for group in groups]
+        decaying = [abs(group.lr * group.weight_decay) > _LARGE_DECAY for group in groups]
+        if len(groups) == 1:
+            needed = squares < small[0] * self._roster.sizes
+        else:
+            needed = squares < np.array(small)[self._roster.groups] * self._roster.sizes
+        if any(decaying):
+            needed |= np.array(decaying)[self._roster.groups]
         found: list[int] = np.flatnonzero(needed).tolist()
         return found
 

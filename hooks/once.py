@@ -71,6 +71,8 @@ class Once(Quick):
         batch: That of the step.
     """
 
+    defers = True
+
     def __init__(self, optimizer: Optimizer, roster: Roster, trust: Trust, groups: Sequence[Group], batch: Batch) -> None:
         self._prepare(optimizer, roster, trust, batch)
         self._table = Table(roster.parameters, optimizer.state)

@@ -47,6 +47,8 @@ class Quick(Measurement):
         batch: That of the step.
     """
 
+    _wide = True
+
     def __init__(
         self, optimizer: Optimizer, roster: Roster, trust: Trust, groups: Sequence[Group], table: Table, batch: Batch
     ) -> None:
@@ -59,12 +61,17 @@ class Quick(Measurement):
             if table.rows["grad"][i]:
                 table.copy(i)
 
+    def look(self) -> list[float] | None:
+        """Look at the tensors after the step (see `Measurement.look`)."""
+        self._readable = self._table.look(moments=3) and self._table.complete
+        return self._table.counts if self._readable else None
+
     def finish(
         self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
     ) -> None:
         """Measure what must be seen after the step (see `Measurement.finish`)."""
         table = self._table
-        if not (table.look(moments=3) and table.complete):
+        if not self._readable:
             self._finish_plainly(groups, counts, ledger, skipped, carried_scale)
             return
         self.signatures = table.signatures
@@ -75,6 +82,8 @@ class Quick(Measurement):
         if len(self.places) < len(self.columns):
             self._stand_still(np.flatnonzero(~with_gradient).tolist(), copied=len(table.copies) == len(self.places))
         table.let_go()
+        if self.defers:
+            ledger.close(self.signatures)
         rewritten = ledger.rewritten(self.signatures)
         self._batch.afterwards(lambda: self._unscale(carried_scale.value))
         self._batch.afterwards(lambda: self._settle(ledger, rewritten, skipped.value > 0, carried_scale.value))
@@ -96,7 +105,9 @@ class Quick(Measurement):
         self, groups: Sequence[Group], counts: Sequence[float], ledger: GradientLedger, skipped: Later, carried_scale: Later
     ) -> None:
         """The step has left something that C cannot read, or has made its moments."""
-        self._roster.left = None
+        self._roster.left, self._wide = None, False
+        if self.defers:
+            ledger.close()
         self.signatures = None
         self._states = states_of(self._optimizer, self._roster.parameters, self._trust.moments)
         for i, copy in self._table.copies.items():

@@ -20,7 +20,7 @@ from stabkit.hooks.measurement import Measurement, weights_now
 from stabkit.hooks.optimizer import group_values
 from stabkit.hooks.roster import Roster
 from stabkit.hooks.scaler import carried_scale, found_inf
-from stabkit.hooks.signatures import Signatures, changed, places, signatures
+from stabkit.hooks.signatures import Signatures, changed, signatures
 from stabkit.hooks.transfer import Batch, Number
 from stabkit.hooks.trust import Trust
 from stabkit.hooks.unfinished import Seen, Unfinished
@@ -93,7 +93,6 @@ class StepRecorder:
         self._closure = False
         self._loss_scale: Number | None = None
         self._unguarded: Number | None = None
-        self._by_hand = False
         self._batch = Batch()
 
     def take_over(self, other: StepRecorder, calls: list[list[Root]] | None = None) -> None:
@@ -197,13 +196,11 @@ class StepRecorder:
         """
         self._closure = closure
         if self.cadence.due(step) and self.roster.readable:
-            self._measurement = ways.begin(
-                self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch
-            )
+            self._measurement = ways.begin(self.optimizer, self.roster, self.trust, self.exact_updates, closure, self._batch)
         if not closure:
-            self._ledger.close(self._measurement.signatures if self._measurement else None)
+            if not (self._measurement and self._measurement.defers):
+                self._ledger.close(self._measurement.signatures if self._measurement else None)
             self._unguarded = None if self._loss_scale is None else unguarded_scale
-            self._by_hand = self._ledger.hand_made()
 
     def step_end(
         self, step: int, attempt: int, layout: int, skipped: bool = False, beside: Mapping[str, Number] | None = None
@@ -220,9 +217,8 @@ class StepRecorder:
         if self._closure:
             self._ledger.close()
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
-        counts = self._count.read(self.optimizer, self.parameters)
-        gradients = places(self._ledger.seen)
-        seen = Seen(gradients, self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
+        counts = self._count.read(self.optimizer, self.parameters, self._measurement.look() if self._measurement else None)
+        seen = Seen(self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
         unfinished = Unfinished(record, seen, self._batch)
         unfinished.beside = {name: self._batch.add(number) for name, number in (beside or {}).items()}
         unfinished.ask("loss_scale", self._loss_scale)
@@ -232,7 +228,7 @@ class StepRecorder:
         carried = unfinished.ask("carried_scale", carried_scale(self.optimizer))
         if self._measurement is not None:
             self._measurement.finish(record.groups, counts, self._ledger, passed_over, carried)
-        unfinished.by_hand = self._by_hand
+        unfinished.by_hand = not self._closure and self._ledger.hand_made()
         self._batch.send()
         return unfinished
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, is_
 
 import numpy as np
 import torch
@@ -68,7 +68,6 @@ class Roster:
         ends = np.cumsum([0, *self._counts])
         self.lengths = [sum(many[begin:end]) for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
         self.plain = not self._cuts and all(is_plain(p) for p in self.parameters)
-        self._ids = [*map(id, self.parameters)]  # comparing tensors themselves would compute
         self.trainable = [p.requires_grad for p in self.parameters]
         self.groups = np.repeat(np.arange(len(self.lengths)), self.lengths)
         self.readable = all(p.is_cpu or p.is_cuda for p in self.parameters)
@@ -86,8 +85,8 @@ class Roster:
         groups = optimizer.param_groups
         if [len(group["params"]) for group in groups] != self._counts:
             return False
-        now = parameters_of(optimizer)
-        return [*map(id, now)] == self._ids and (not fully or [*map(_TRAINABLE, now)] == self.trainable)
+        now = parameters_of(optimizer)  # comparing tensors themselves would compute
+        return all(map(is_, now, self.parameters)) and (not fully or [*map(_TRAINABLE, now)] == self.trainable)
 
     def bare(self) -> list[TensorState]:
         """The parameters with nothing that belongs to them."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stabkit.hooks.distributed import version
 from stabkit.hooks.statistics.native import finder
 
-__all__ = ["Signatures", "changed", "chosen", "none", "places", "signature", "signatures", "untouched"]
+__all__ = ["Signatures", "changed", "chosen", "none", "places", "signature", "signatures", "untouched", "written"]
 
 Signatures: TypeAlias = bytes
 """int64 [n, 2]: (id, version) of each parameter's gradient, zeros where it has none. What is equal is equal byte for byte."""
@@ -51,6 +51,13 @@ def changed(before: Signatures, now: Signatures) -> list[int]:
         return list(range(len(later)))
     found: list[int] = np.flatnonzero((earlier != later).any(axis=1)).tolist()
     return found
+
+
+def written(signed: Signatures, which: Sequence[int], writes: int) -> Signatures:
+    """The same after so many further in-place writes to each of some gradients."""
+    table = _table(signed).copy()
+    table[slice(None) if len(which) == len(table) else which, 1] += writes
+    return table.tobytes()
 
 
 def chosen(signed: Signatures, which: Sequence[int | None]) -> Signatures:

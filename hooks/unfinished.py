@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stabkit.hooks.gradients import GradientLedger
@@ -23,7 +22,6 @@ class Seen:
     """What was seen of one step of an optimizer.
 
     Attributes:
-        gradients: Places of the parameters that had a gradient.
         sharded: Whether this process holds a part of any tensor only.
         window: The backward calls.
         ledger: The gradients.
@@ -31,7 +29,6 @@ class Seen:
         measurement: The tensors; None where the step was not measured.
     """
 
-    gradients: Sequence[int]
     sharded: bool
     window: LossWindow
     ledger: GradientLedger
@@ -121,7 +118,7 @@ class Unfinished:
         if seen.sharded and not by_norm.everywhere:
             return
         total = ledger.total_norm(by_norm)
-        if math.isnan(record.grad_norm) and by_norm.order == 2 and ledger.covers(by_norm, seen.gradients):
+        if math.isnan(record.grad_norm) and by_norm.order == 2 and ledger.covers(by_norm):
             # An infinite norm is true only if an element is: otherwise torch's sum of squares has overflowed.
             nonfinite = seen.measurement is not None and seen.measurement.total("grad_nonfinite") > 0
             record.grad_norm = total if math.isfinite(total) or nonfinite else math.nan

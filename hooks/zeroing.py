@@ -1,7 +1,7 @@
 """Sees gradients being zeroed in place: `zero_grad(set_to_none=False)` of optimizers and modules.
 
-Gradients set to None need no looking at. Whether a gradient that is there is all zeros could be told from its elements, but
-on a device that would make training wait.
+Gradients set to None need no looking at, and nobody is told. Whether a gradient that is there is all zeros could be told from
+its elements, but on a device that would make training wait.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def _wrapper(parameters: Callable[[Any], Iterable[torch.Tensor]]) -> Callable[[A
         @functools.wraps(original)
         def zero_grad(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            if not torch.compiler.is_compiling() and listening():
+            to_none = args[0] if args else kwargs.get("set_to_none", True)
+            if not (to_none is True or torch.compiler.is_compiling()) and listening():
                 notify("zeroed", self, parameters)
             return result
 

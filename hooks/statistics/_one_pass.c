@@ -159,7 +159,7 @@ static PyMethodDef methods[] = {
     {"bind", bind, METH_VARARGS, "bind(capsule, Tensor, Parameter): whether the three below can be used."},
     {"signatures", py_signatures, METH_O, "signatures(parameters): (id, version) of each gradient, int64 [n, 2]."},
     {"counts", py_counts, METH_VARARGS, "counts(parameters, state, out): fill float64 [n] at address out."},
-    {"look", py_look, METH_VARARGS, "look(parameters, state, names, rows, signatures, held): fill the addresses of Rows."},
+    {"look", py_look, METH_VARARGS, "look(parameters, state, names, rows, signatures, counts, held): find them."},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};

@@ -197,22 +197,25 @@ static int look_at(PyObject *parameter, PyObject *state, PyObject *names, Row *r
     return 1;
 }
 
-/* look(parameters, state, names, rows, signatures, held) -> whether C can read all that is there: fills the addresses of the
- * Rows at an address (of the moments those that are named), and int64 [n, 2] at another, which holds zeros or what the last
- * look left there while all of `held` was kept. What is found is appended to `held`. */
+/* look(parameters, state, names, rows, signatures, counts, held) -> whether C can read all that is there: fills the addresses of
+ * the Rows at an address (of the moments those that are named), the optimizer's counts at another as `counts` does, and int64
+ * [n, 2] at one that holds zeros or what the last look left there while all of `held` was kept. What is found is appended to
+ * `held`. */
 static PyObject *py_look(PyObject *self, PyObject *arguments) {
     PyObject *parameters, *state, *names, *held;
-    unsigned long long rows, signatures;
+    unsigned long long rows, signatures, counts;
     (void)self;
-    if (!PyArg_ParseTuple(arguments, "OOO!KKO", &parameters, &state, &PyTuple_Type, &names, &rows, &signatures, &held))
+    if (!PyArg_ParseTuple(arguments, "OOO!KKKO", &parameters, &state, &PyTuple_Type, &names, &rows, &signatures, &counts, &held))
         return NULL;
     Py_ssize_t count = PyList_Size(parameters);
     PyObject **states = count < 0 ? NULL : malloc((count + 1) * sizeof *states);
     if (!states) return count < 0 ? NULL : PyErr_NoMemory();
     int readable = states_of(parameters, state, states, count);
-    for (Py_ssize_t i = 0; readable && i < count; i++)
+    for (Py_ssize_t i = 0; readable && i < count; i++) {
+        ((double *)(uintptr_t)counts)[i] = count_in(states[i]);
         readable = look_at(PyList_GetItem(parameters, i), states[i], names, (Row *)(uintptr_t)rows + i,
                            (int64_t *)(uintptr_t)signatures + 2 * i, held);
+    }
     free(states);
     if (PyErr_Occurred()) return NULL;
     return PyBool_FromLong(readable);

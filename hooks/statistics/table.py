@@ -7,6 +7,8 @@ through `TensorState`, tensor by tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +46,7 @@ class Table:
         self._parameters, self._state = parameters, state
         self.rows = np.zeros(len(parameters), ROW_DTYPE)
         self._signatures = np.zeros((len(parameters), 2), np.int64)
+        self._counts = np.full(len(parameters), np.nan)
         self._held: list[Any] = []
         self.copies: dict[int, torch.Tensor] = {}
 
@@ -52,10 +55,10 @@ class Table:
         if finder is None or cpu.native is None or not isinstance(self._state, dict):
             return False
         held: list[Any] = []
-        rows, signatures = self.rows.ctypes.data, self._signatures.ctypes.data
         if not self._parameters:
             return False
-        found: bool = finder.look(self._parameters, self._state, _NAMES[:moments], rows, signatures, held)
+        into = (self.rows.ctypes.data, self._signatures.ctypes.data, self._counts.ctypes.data)
+        found: bool = finder.look(self._parameters, self._state, _NAMES[:moments], *into, held)
         self._held = held  # what was found before is let go only now: a new gradient cannot be mistaken for it
         for i, copy in self.copies.items():
             self.rows["before"][i] = copy.data_ptr()
@@ -65,6 +68,11 @@ class Table:
     def signatures(self) -> bytes:
         """Those of the gradients at the last look, as `hooks.signatures` has them."""
         return self._signatures.tobytes()
+
+    @property
+    def counts(self) -> list[float] | None:
+        """The optimizer's count of steps of each tensor at the last look, as in `hooks.counting`; None where any is unknown."""
+        return None if np.isnan(self._counts).any() else self._counts.tolist()
 
     def copy(self, place: int) -> None:
         """Keep a copy of a parameter for the pass after the step."""
@@ -94,12 +102,11 @@ class Table:
 
     def _tell(self, steps: Sequence[AdamStep]) -> None:
         """Put the numbers of the steps into the rows. Tensors of a group share one step."""
-        ids = [*map(id, steps)]
-        if ids.count(ids[0]) == len(ids):
+        if all(map(is_, steps, repeat(steps[0]))):
             for name, number in zip(_NUMBERS, cpu.coefficients(steps[0]), strict=True):
                 self.rows[name] = number
             return
-        _, first, which = np.unique(np.array(ids), return_index=True, return_inverse=True)
+        _, first, which = np.unique(np.array([*map(id, steps)]), return_index=True, return_inverse=True)
         numbers = np.array([cpu.coefficients(steps[i]) for i in first.tolist()])
         for name, column in zip(_NUMBERS, numbers.T, strict=True):
             self.rows[name] = column[which]

@@ -24,8 +24,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "optimizer state": ("momentum_sumsq",),
     "loss": ("loss", "loss_sum", "backward_count"),
     "gradients": ("grad_norm", "grad_norm_used", "clip_coefficient", "loss_scale", "grad_sumsq", "grad_used_sumsq",
-                  "grad_absmax", "grad_nonfinite", "grad_zeros", "momentum_dot"),
-    "updates": ("skipped", "applied_steps", "update_norm", "applied_update_norm", "exp_avg_sumsq", "exp_avg_sq_sum",
+                  "grad_absmax", "grad_nonfinite", "grad_zeros"),
+    "updates": ("skipped", "momentum_dot", "applied_steps", "update_norm", "applied_update_norm", "exp_avg_sumsq", "exp_avg_sq_sum",
                 "exp_avg_sq_min", "exp_avg_sq_max", "rms_sum", "eps_count", "update_sumsq", "update_absmax",
                 "weight_update_dot", "applied_update_sumsq", "weight_absmax", "weight_nonfinite"),
 }  # fmt: skip
@@ -37,6 +37,9 @@ ROUNDING = 1e-5
 """A relative difference below this, at the step at which two runs part, is that of float32 sums in another order."""
 _SIZES = {"loss", "weight_norm", "grad_norm_used", "update_norm", "weight_sumsq", "grad_used_sumsq", "update_sumsq"}
 """Norms, by which a difference is called small. A product of two vectors may be all rounding."""
+_WORKED_BACK = {"weight_norm": 1e-6, "weight_sumsq": 1e-6, "momentum_sumsq": 1e-5}
+"""What may have been worked back from after the step (see `stabkit.hooks.once`), and how far rounding may move it then. Where it
+differs by no more, it is the step that differs: in what is measured of gradients and updates, to the last bit."""
 _MAY_BE_MISSING = {"grad_norm", "grad_sumsq", "clip_coefficient", "loss_scale"}
 """What is recorded only where it can be proved, or where the loop does such a thing."""
 _ENOUGH = 200
@@ -63,7 +66,12 @@ class _Held:
     def at(self, row: int) -> tuple[Array, Array, Flags]:
         """Both runs' values at a row, and where they differ."""
         a, b = (values[row] for values in self.values())
-        return a, b, _differs(a, b, self.may_be_missing)
+        return a, b, _differs(a, b, self.may_be_missing, self.rounding)
+
+    @property
+    def rounding(self) -> float:
+        """By what share of itself it may be off without meaning anything."""
+        return _WORKED_BACK.get(self.name, 0.0)
 
 
 def split_of(pairs: Sequence[Pair]) -> tuple[Split | None, bool]:
@@ -75,7 +83,7 @@ def split_of(pairs: Sequence[Pair]) -> tuple[Split | None, bool]:
     Returns:
         None and True where nothing differs; None and False where they were never the same, or too little proves it.
     """
-    found = [(pair, held, _first(*held.values(), held.may_be_missing)) for pair in pairs for held in _held(pair)]
+    found = [(pair, held, _first(held)) for pair in pairs for held in _held(pair)]
     if not found:
         return None, False
     differing = [int(held.steps[row]) for _, held, row in found if row is not None]
@@ -98,14 +106,18 @@ def _held(pair: Pair) -> Iterator[_Held]:
                 yield _Held(stage, name, pair.tensor_steps, lambda name=name: pair.of_tensors(name), True)  # type: ignore[misc]
 
 
-def _differs(a: Array, b: Array, may_be_missing: bool = False) -> Flags:
+def _differs(a: Array, b: Array, may_be_missing: bool, rounding: float) -> Flags:
     missing = np.isnan(a) | np.isnan(b) if may_be_missing else np.isnan(a) & np.isnan(b)
-    return np.asarray((a != b) & ~missing)
+    differs = (a != b) & ~missing
+    if rounding and differs.any():
+        with np.errstate(invalid="ignore"):
+            differs &= ~(np.abs(a - b) <= rounding * np.maximum(np.abs(a), np.abs(b)))
+    return np.asarray(differs)
 
 
-def _first(a: Array, b: Array, may_be_missing: bool) -> int | None:
-    """The first row in which the two differ."""
-    differs = _differs(a, b, may_be_missing)
+def _first(held: _Held) -> int | None:
+    """The first row in which the two runs differ."""
+    differs = _differs(*held.values(), held.may_be_missing, held.rounding)
     rows = np.flatnonzero(differs.any(axis=1) if differs.ndim > 1 else differs)
     return int(rows[0]) if len(rows) else None
 
