@@ -25,8 +25,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "loss_sum", "backward_count"),
     "gradients": ("grad_norm", "grad_norm_used", "clip_coefficient", "loss_scale", "grad_sumsq", "grad_used_sumsq",
                   "grad_absmax", "grad_nonfinite", "grad_zeros"),
-    "updates": ("skipped", "momentum_dot", "applied_steps", "update_norm", "applied_update_norm", "exp_avg_sumsq", "exp_avg_sq_sum",
-                "exp_avg_sq_min", "exp_avg_sq_max", "rms_sum", "eps_count", "update_sumsq", "update_absmax",
+    "updates": ("skipped", "momentum_dot", "applied_steps", "update_norm", "applied_update_norm", "exp_avg_sumsq",
+                "exp_avg_sq_sum", "exp_avg_sq_min", "exp_avg_sq_max", "rms_sum", "eps_count", "update_sumsq", "update_absmax",
                 "weight_update_dot", "applied_update_sumsq", "weight_absmax", "weight_nonfinite"),
 }  # fmt: skip
 """What is looked at, in the order in which a step makes it: of the whole step and of each tensor, as stored."""
@@ -38,8 +38,8 @@ ROUNDING = 1e-5
 _SIZES = {"loss", "weight_norm", "grad_norm_used", "update_norm", "weight_sumsq", "grad_used_sumsq", "update_sumsq"}
 """Norms, by which a difference is called small. A product of two vectors may be all rounding."""
 _WORKED_BACK = {"weight_norm": 1e-6, "weight_sumsq": 1e-6, "momentum_sumsq": 1e-5}
-"""What may have been worked back from after the step (see `stabkit.hooks.once`), and how far rounding may move it then. Where it
-differs by no more, it is the step that differs: in what is measured of gradients and updates, to the last bit."""
+"""What may have been worked back from after the step (see `stabkit.hooks.once`), and how far rounding may move it then. Where
+it differs by no more, it is the step that differs: in what is measured of gradients and updates, to the last bit."""
 _MAY_BE_MISSING = {"grad_norm", "grad_sumsq", "clip_coefficient", "loss_scale"}
 """What is recorded only where it can be proved, or where the loop does such a thing."""
 _ENOUGH = 200
