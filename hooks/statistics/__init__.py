@@ -232,7 +232,7 @@ def _filling(batch: Batch | None) -> Iterator[Batch]:
 
 
 def backend() -> str:
-    """Says what measures plain float32 CPU tensors: "c", or "reference" where the extension was not built."""
+    """Says what measures plain CPU tensors of 32 and 16 bits: "c", or "reference" where the extension was not built."""
     return "reference" if cpu.native is None else "c"
 
 

@@ -1,4 +1,4 @@
-/* One call measures all float32 tensors of an optimizer step; no torch headers, only addresses.
+/* One call measures all tensors of 32 or 16 bits of an optimizer step; no torch headers, only addresses.
  *
  * Python hands over packed Rows, one per tensor, and gets one line of float64 columns per Row back. Tensors are cut
  * into pieces of fixed length that are added up in their order, so the result does not depend on the number of threads.
@@ -164,7 +164,7 @@ static PyMethodDef methods[] = {
 };
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_one_pass", "Sums over float32 tensors; see stabkit.hooks.statistics.cpu.", 0, methods,
+    PyModuleDef_HEAD_INIT, "_one_pass", "Sums over tensors; see stabkit.hooks.statistics.cpu.", 0, methods,
     slots, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__one_pass(void) { return PyModuleDef_Init(&definition); }

@@ -1,4 +1,4 @@
-/* The sums over one stretch of one float32 tensor: each element is read once per pass. Included by _one_pass.c alone.
+/* The sums over one stretch of one tensor: each element is read once per pass. Included by _one_pass.c alone.
  *
  * The columns are defined in __init__.py. How accuracy and speed are had together, in blocks that stay in the
  * first-level cache:
@@ -37,6 +37,7 @@ enum { ABS_BITS = 0x7fffffff, INF_BITS = 0x7f800000 };
 
 typedef struct { /* mirrored by cpu._ROW; an address of 0 is an absent tensor */
     uint64_t param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, before;
+    uint8_t kinds[8]; /* of their elements, in this order: a Kind */
     int64_t size;
     double step_size; /* lr / (1 - beta1^t) */
     double decay;     /* lr * weight_decay where decoupled, else 0 */
@@ -62,8 +63,33 @@ typedef struct { /* a stretch of one tensor */
 
 INLINE int32_t bits(float x) { int32_t b; memcpy(&b, &x, sizeof b); return b; }
 INLINE float value(int32_t b) { float x; memcpy(&x, &b, sizeof x); return x; }
-INLINE const float *at(uint64_t address, int64_t start) {
-    return address ? (const float *)(uintptr_t)address + start : NULL;
+typedef enum { FLOAT32, BFLOAT16, FLOAT16 } Kind;
+typedef enum { PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, OLD_PARAM, TENSORS } Which;
+typedef struct { float of[TENSORS][BLOCK]; } Room; /* for a block of those that are not float32 */
+
+INLINE float from_bfloat16(uint16_t h) { return value((int32_t)((uint32_t)h << 16)); }
+
+INLINE float from_float16(uint16_t h) {
+    const uint32_t size = h & 0x7fff, raise = size < 0x7c00 ? 0x38000000 : 0x70000000; /* the latter of Inf and NaN */
+    const float whole = value((int32_t)((size << 13) + raise)), tiny = (float)(int32_t)size * 0x1p-24f;
+    return value(bits(size < 0x400 ? tiny : whole) | (int32_t)((uint32_t)(h & 0x8000) << 16));
+}
+
+/* A block of one of a row's tensors as float32, exactly; NULL where there is none. */
+INLINE const float *load(const Row *row, Which which, int64_t start, int64_t n, Room *room) {
+    const uint64_t address = (&row->param)[which];
+    float *into = room->of[which];
+    if (!address) return NULL;
+    if (row->kinds[which] == FLOAT32) return (const float *)(uintptr_t)address + start;
+    const uint16_t *from = (const uint16_t *)(uintptr_t)address + start;
+    if (row->kinds[which] == BFLOAT16) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) into[i] = from_bfloat16(from[i]);
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) into[i] = from_float16(from[i]);
+    }
+    return into;
 }
 
 /* ---- before the step ------------------------------------------------------------------------------------------- */
@@ -81,11 +107,15 @@ INLINE Before sums_before(const float *p, const float *g, const float *m, int64_
 
 WIDEST static void measure_before(Piece *piece) {
     const Row *row = piece->row;
-    const float *p = at(row->param, piece->start);
-    /* What is absent is stood in for by p, read anyway; its columns are dropped in the end. */
-    const float *g = row->grad ? at(row->grad, piece->start) : p;
-    const float *m = row->exp_avg ? at(row->exp_avg, piece->start) : p;
-    piece->sums.before = sums_before(p, g, m, piece->size);
+    Before *out = &piece->sums.before;
+    Room room;
+    for (int64_t o = piece->start, end = o + piece->size; o < end; o += BLOCK) {
+        const int64_t n = end - o < BLOCK ? end - o : BLOCK;
+        const float *p = load(row, PARAM, o, n, &room), *g = load(row, GRAD, o, n, &room), *m = load(row, EXP_AVG, o, n, &room);
+        /* What is absent is stood in for by p, read anyway; its columns are dropped in the end. */
+        Before sums = sums_before(p, g ? g : p, m ? m : p, n);
+        out->p_sumsq += sums.p_sumsq, out->dot += sums.dot, out->m_sumsq += sums.m_sumsq;
+    }
 }
 
 /* ---- after the step -------------------------------------------------------------------------------------------- */
@@ -230,10 +260,12 @@ WIDEST static void measure_after(Piece *piece) {
     After *out = &piece->sums.after;
     const int32_t limit = eps_limit(row);
     const int still = row->step_size == 0, decays = row->decay != 0, has_before = row->before != 0;
+    Room room;
     out->v_min = INFINITY, out->v_max = -INFINITY;
     for (int64_t o = piece->start, end = o + piece->size; o < end; o += BLOCK) {
-        Block b = {at(row->param, o),          at(row->grad, o),   at(row->exp_avg, o), at(row->exp_avg_sq, o),
-                   at(row->max_exp_avg_sq, o), at(row->before, o), end - o < BLOCK ? end - o : BLOCK};
+        const int64_t n = end - o < BLOCK ? end - o : BLOCK;
+        Block b = {load(row, PARAM, o, n, &room),      load(row, GRAD, o, n, &room),           load(row, EXP_AVG, o, n, &room),
+                   load(row, EXP_AVG_SQ, o, n, &room), load(row, MAX_EXP_AVG_SQ, o, n, &room), load(row, OLD_PARAM, o, n, &room), n};
         Range range = plain_sums(&b, limit, out);
         if (b.before) out->applied_sumsq += applied_sumsq(b.p, b.before, b.n);
         if (!(row->bias > 0)) continue; /* before the first step there is no update */

@@ -1,4 +1,4 @@
-"""The fast path: one call into C (`_one_pass.c`) for all plain float32 CPU tensors of a step.
+"""The fast path: one call into C (`_one_pass.c`) for all plain CPU tensors of a step, of float32, bfloat16 or float16.
 
 Nothing is kept between calls: a stale address could crash the user's training. Looking addresses, dtypes and strides
 up anew costs about as much as the optimizer's own look at them.
@@ -26,6 +26,7 @@ __all__ = ["coefficients", "measure_after", "measure_before", "measure_sizes", "
 _AFTER_COLUMNS = 16
 _STRETCH = 65_536  # elements of a tensor that is measured by itself; a piece of the C code
 _STANDSTILL = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # coefficients of no step
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may have no memory of their own
 
 
@@ -66,11 +67,13 @@ def measure_sizes(tensors: Sequence[Tensor], out: NDArray[np.float64]) -> list[i
     still = np.zeros(_STRETCH, dtype=np.float32)
     rows: list[bytes] = []
     starts: list[int] = []
-    for address, size in (found[i] for i in fit):  # type: ignore[misc]
+    for i in fit:
+        address, kinds, size = found[i]  # type: ignore[misc]
         starts.append(len(rows))
         for start in range(0, size, _STRETCH):
-            here, zeros = address + 4 * start, still.ctypes.data
-            rows.append(ROW.pack(here, here, zeros, zeros, 0, 0, min(_STRETCH, size - start), *_STANDSTILL))
+            here, zeros = address + tensors[i].element_size() * start, still.ctypes.data
+            row = (here, here, zeros, zeros, 0, 0, kinds[:1] * 2, min(_STRETCH, size - start), *_STANDSTILL)
+            rows.append(ROW.pack(*row))
     table = np.empty((len(rows), _AFTER_COLUMNS))
     native.after(b"".join(rows), table.ctypes.data, torch.get_num_threads(), parallel)
     out[fit] = np.add.reduceat(table[:, :4], starts, axis=0)
@@ -80,7 +83,7 @@ def measure_sizes(tensors: Sequence[Tensor], out: NDArray[np.float64]) -> list[i
 
 def _call(
     function: Callable[[bytes, int, int, int], None],
-    addresses: Iterable[list[int] | None],
+    addresses: Iterable[list[Any] | None],
     steps: Sequence[AdamStep],
     out: NDArray[np.float64],
 ) -> list[int]:
@@ -115,16 +118,18 @@ def coefficients(step: AdamStep) -> tuple[float, ...]:
     return (step.lr / bias1 if bias1 else 0.0, decay, bias2, step.eps, sign, step.beta1)
 
 
-def _addresses(param: Tensor, *others: Tensor | None) -> list[int] | None:
-    """Addresses (0 for an absent one) and size of tensors that C can walk side by side as flat arrays, or None."""
+def _addresses(param: Tensor, *others: Tensor | None) -> list[Any] | None:
+    """Addresses (0 for an absent one), kinds and size of tensors that C can walk side by side as flat arrays, or None."""
     size = param.numel()
     if not size or not _readable(param):
         return None
     contiguous = param.is_contiguous()
     if not contiguous and not _gapless(param):
         return None
-    found = [param.data_ptr()]
+    found: list[Any] = [param.data_ptr()]
+    kinds = [_KINDS[param.dtype]]
     for tensor in others:
+        kinds.append(0 if tensor is None else _KINDS.get(tensor.dtype, 0))
         if tensor is None:
             found.append(0)
         elif not _readable(tensor) or tensor.numel() != size:
@@ -133,13 +138,12 @@ def _addresses(param: Tensor, *others: Tensor | None) -> list[int] | None:
             found.append(tensor.data_ptr())
         else:
             return None
-    found.append(size)
-    return found
+    return [*found, bytes(kinds), size]
 
 
 def _readable(tensor: Tensor) -> bool:
     return (
-        tensor.dtype is torch.float32
+        tensor.dtype in _KINDS
         and type(tensor) in _PLAIN
         and tensor.is_cpu
         and tensor.layout is torch.strided

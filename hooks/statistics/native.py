@@ -11,11 +11,11 @@ import torch
 
 __all__ = ["ROW", "ROW_DTYPE", "finder", "native"]
 
-ROW = Struct("6Qq6d")
+ROW = Struct("6Q8sq6d")
 """`Row` of _sums.h."""
 ROW_DTYPE = np.dtype(
     [(name, "<u8") for name in ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "before")]
-    + [("size", "<i8")]
+    + [("kinds", "V8"), ("size", "<i8")]
     + [(name, "<f8") for name in ("step_size", "decay", "bias", "eps", "sign", "beta1")]
 )
 """The same as an array of them."""
