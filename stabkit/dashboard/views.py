@@ -46,12 +46,18 @@ def _timeline(question: Question) -> Any:
     """The curves; the findings come with the verdict, which takes longer."""
     run = load(question["path"])
     nothing = Diagnosis(path="", source="", steps=0, outcomes=())
-    return figures.timeline(run, nothing) | {"optimizers": len(run.streams)}
+    return figures.timeline(run, nothing, *_range(question)) | {"optimizers": len(run.streams)}
 
 
 def _heatmaps(question: Question) -> Any:
-    run = load(question["path"])
-    return [found for found in (heatmap(run.optimizer(index)) for index in range(len(run.streams))) if found]
+    run, quick = load(question["path"]), bool(question.get("quick"))
+    drawn = (heatmap(run.optimizer(index), *_range(question), quick=quick) for index in range(len(run.streams)))
+    return [found for found in drawn if found]
+
+
+def _range(question: Question) -> tuple[int, int | None]:
+    """The steps that are asked for: those from "first" to "last", or all."""
+    return question.get("first", 1), question.get("last")
 
 
 def _verdict(question: Question) -> Any:
