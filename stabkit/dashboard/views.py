@@ -16,7 +16,7 @@ from stabkit.metric import METRICS
 from stabkit.report import figures
 from stabkit.report.heatmap import heatmap, modules
 from stabkit.report.json import encodable, finding_as_data
-from stabkit.report.movers import LEAD, LIMIT, PAST, movers
+from stabkit.report.movers import LEAD, LIMIT, PAST, between, movers
 from stabkit.report.pages import SECTIONS, paragraphs, sections
 from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
 from stabkit.runlog import RunLog, load
@@ -118,6 +118,8 @@ def _tensor(question: Question) -> Any:
         raise UsageError(f"there is no tensor {question['row']} in this optimizer")
     info = run.tensors[order[question["row"]]]
     run = replace(run, streams=(run.stream.only(order[question["row"]]),), index=0)
+    first, last = _range(question)
+    run = between(run, first, int(run.stream.tensor_steps[-1]) if last is None else last)
     shown = [metric for metric in _CURVES if run.has(metric, "tensor")]
     if "grad_norm" in shown and "grad_norm_used" in shown:
         shown.remove("grad_norm_used")

@@ -1,4 +1,4 @@
-"""Reads a log for a heatmap: every quantity of every tensor over buckets of steps, in one pass, a slice of the log at a time."""
+"""Reads a log for a heatmap: every quantity of every tensor over buckets of steps, in one pass, a slice at a time."""
 
 from __future__ import annotations
 

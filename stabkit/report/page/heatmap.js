@@ -155,6 +155,7 @@
       const total = Math.max(S.range[1] - S.range[0], 1), share = figure.width / total, start = (figure.first - 0.5 - S.range[0]) / total;
       rows.forEach((row, r) => {
         for (let column = 0; column < figure.columns; column++) {
+          if (start + (column + 1) * share <= 0 || start + column * share >= 1) continue;  // outside of the steps shown
           const cell = this.cell(row, column);
           const left = Math.max(0, Math.round((start + column * share) * width)), right = Math.min(width, Math.max(Math.round((start + (column + 1) * share) * width), left + 1));
           if (cell.kind === NOTHING) continue;
