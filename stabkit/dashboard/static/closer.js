@@ -27,6 +27,7 @@ export function draggable(holder, target, stepAt, chosen) {
     const began = from, done = shade !== null, width = target.getBoundingClientRect().width;
     end();
     if (!done) return;
+    target.dispatchEvent(new Event("pointerleave"));  // what the pointer was over is there no more
     const steps = [began, at(event)].map((x) => stepAt(Math.max(0, Math.min(x, width - 1)), true)).sort((a, b) => a - b);
     chosen(...steps);
   });

@@ -145,10 +145,11 @@
       const ratio = rows.length > 400 ? 1 : Math.min(window.devicePixelRatio || 1, 2), each = Math.max(2, Math.min(ROW, Math.floor(15000 / rows.length / ratio)));
       this.each = each;
       this.shown = rows;
+      this.canvas.style.height = each * rows.length + "px";
+      this.map.style.marginRight = this.map.clientWidth - this.map.offsetWidth + "px";  // a scrollbar lies beside: all pictures line up
       const width = Math.max(1, Math.round(this.canvas.parentNode.clientWidth * ratio)), tall = Math.round(each * ratio), gap = each >= 8 ? Math.round(ratio) : 0;
       this.canvas.width = width;
       this.canvas.height = tall * rows.length;
-      this.canvas.style.height = each * rows.length + "px";
       const context = this.canvas.getContext("2d"), image = context.createImageData(width, tall * rows.length), pixels = image.data;
       const palette = this.palette(), past = this.byPast && canDeviate, low = quantity.usual[0], high = Math.max(quantity.usual[1], low + 1e-9);
       // A cell reaches half a step to either side of its steps; pixels are shared out by steps, so that all pictures line up.
