@@ -24,7 +24,8 @@ __all__ = ["StabilityPlugin"]
 _JAVASCRIPT, _CSS, _JSON = "text/javascript", "text/css", "application/json"
 _ASSETS = {
     **{name: ("stabkit.dashboard", "static", name) for name in (
-        "index.js", "tab.js", "ask.js", "closer.js", "compare.js", "runs.js", "findings.js", "map.js", "tensor.js", "style.css")},
+        "index.js", "tab.js", "ask.js", "closer.js", "compare.js", "runs.js", "findings.js", "map.js", "tensor.js",
+        "style.css")},
     **{name: ("stabkit.report", "page", name) for name in ("chart.js", "heatmap.js", "curves.js", "page.css")},
 }  # fmt: skip
 _NUMBERS = {"tensor": ("optimizer", "row")}

@@ -138,7 +138,7 @@ def test_on_paper_the_dark_page_is_the_light_one(browser: Browser, tmp_path: Pat
         screen = browser.run(PICTURE)
         browser.run('window.dispatchEvent(new Event("beforeprint"));')
         seen[scheme] = browser.run(PICTURE)
-        assert browser.run('return document.querySelector("main").clientWidth;') == 710, "the width of a sheet, not of the window"
+        assert browser.run('return document.querySelector("main").clientWidth;') == 710, "a sheet, not the window"
         browser.run('window.dispatchEvent(new Event("afterprint"));')
         assert browser.run(PICTURE) == screen
     assert seen["light"] == seen["dark"]
