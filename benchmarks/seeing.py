@@ -173,7 +173,7 @@ def main() -> None:
         "`python -m benchmarks.seeing --write`",
         "",
         f"Logs of {args.steps:,} steps x {args.tensors} tensors. First each view in a process of its own (CPU time with",
-        "imports), then a real TensorBoard asked as the tab asks it. An answer may be \"not yet\"; the question is then put again.",
+        "imports), then a real TensorBoard asked as the tab asks it. An answer may be \"not yet\"; the question is put again.",
     ]  # fmt: skip
     for name, limit in LOGS.items():
         kept = "" if limit == LIMIT else "-unthinned"

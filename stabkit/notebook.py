@@ -25,7 +25,7 @@ from stabkit.runlog import RunLog
 __all__ = ["Plot", "plot"]
 
 _POINTS = 1800
-_HEIGHT, _HEIGHT_OF_CURVE = 720, 290
+_HEIGHT, _HEIGHT_OF_CURVE = 720, 310
 
 
 class Plot:

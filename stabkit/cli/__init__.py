@@ -86,6 +86,7 @@ def analyze(
     could not look. Of several paths the highest counts. --follow ends with the run, or by Ctrl-C, with the code of what
     was found until then.
     """
+    from stabkit.cli.progress import one_by_one
     from stabkit.cli.several import Task, judge_all
     from stabkit.report.text import report, tally
 
@@ -106,7 +107,7 @@ def analyze(
     found = list(_each(paths, columns))
     if format == "html" and len(found) > 1:
         raise click.UsageError(f"a page is about one run, not {len(found)}. Write each: stabkit report PATH -o FILE")
-    for judged in judge_all(found, Task(attempt, asked, columns)):
+    for judged in one_by_one(judge_all(found, Task(attempt, asked, columns)), found):
         run, log, failure = judged.run, judged.log, judged.code
         if not isinstance(run, Diagnosis):
             complain(run.error)
@@ -139,12 +140,14 @@ def report(path: str, output: str, select: Words, ignore: Words, attempt: int | 
     Verdict, timeline, heatmap of the tensors, findings with their plots, and what could not be checked.
     """
     from stabkit.analyzers import analyze as judge
+    from stabkit.cli.progress import working
     from stabkit.report.html import page
     from stabkit.sources import load
 
     asked, _, left_out = chosen(select, ignore, ())
-    run = load(path, attempt, _columns(mapping))
-    text = page(run, judge(run, asked), left_out)
+    with working(f"judging and drawing {path}"):
+        run = load(path, attempt, _columns(mapping))
+        text = page(run, judge(run, asked), left_out)
     with click.open_file(output, "w", encoding="utf-8", atomic=True) as file:
         file.write(text)
     if output != "-":
@@ -167,6 +170,7 @@ def compare(a: str, b: str, format: str, html: str | None, attempts: tuple[int, 
     Exit codes: 0 the runs are the same, or differ by noise only; 1 they part; 2 usage; 3 nothing readable, nothing in
     common, or too few steps to tell.
     """
+    from stabkit.cli.progress import working
     from stabkit.compare import compare as hold_together
     from stabkit.sources import load
 
@@ -174,8 +178,9 @@ def compare(a: str, b: str, format: str, html: str | None, attempts: tuple[int, 
         raise UsageError(f"{a} is the same run twice. Two attempts of one run: --attempts 0 1")
     first, second = attempts or (None, None)
     columns = _columns(mapping)
-    runs = load(a, first, columns), load(b, second, columns)
-    found = hold_together(*runs)
+    with working(f"comparing {a} and {b}"):
+        runs = load(a, first, columns), load(b, second, columns)
+        found = hold_together(*runs)
     if html:
         text = import_module("stabkit.compare.html").page(found, *runs)
         with click.open_file(html, "w", encoding="utf-8", atomic=True) as file:

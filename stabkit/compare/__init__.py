@@ -9,6 +9,7 @@ from stabkit.compare.parting import partings_of
 from stabkit.compare.result import Comparison, Parting, Setting, Side, Split, Verdict
 from stabkit.compare.settings import settings_of
 from stabkit.errors import MissingMetricError
+from stabkit.metric import FORWARD_METRICS
 from stabkit.report.words import count
 from stabkit.runlog import RunLog
 
@@ -80,6 +81,11 @@ def _notes(a: RunLog, b: RunLog, common: int, looked_at: tuple[str, ...]) -> lis
     bare = [name for name, run in (("A", a), ("B", b)) if not any(stream.tensors for stream in run.streams)]
     if len(bare) == 1:
         found.append(f"{bare[0]} recorded no tensors: only losses, norms and rates of the whole step are compared")
+    for metric in (each.name for each in FORWARD_METRICS if each.scope == "layer"):
+        held = [name for name, run in (("A", a), ("B", b)) if run.has(metric, "layer")]
+        if held:
+            who = "A and B" if len(held) == 2 else f"{held[0]} alone"
+            found.append(f"{who} recorded {metric} per layer: not compared, for what is usual between two seeds is not known")
     for name, run in (("A", a), ("B", b)):
         others = len(run.steps) - common
         if others:

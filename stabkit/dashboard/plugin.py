@@ -24,10 +24,13 @@ __all__ = ["StabilityPlugin"]
 _JAVASCRIPT, _CSS, _JSON = "text/javascript", "text/css", "application/json"
 _ASSETS = {
     **{name: ("stabkit.dashboard", "static", name) for name in (
-        "index.js", "tab.js", "ask.js", "compare.js", "runs.js", "findings.js", "map.js", "tensor.js", "style.css")},
+        "index.js", "tab.js", "ask.js", "closer.js", "compare.js", "runs.js", "findings.js", "map.js", "tensor.js",
+        "style.css")},
     **{name: ("stabkit.report", "page", name) for name in ("chart.js", "heatmap.js", "curves.js", "page.css")},
 }  # fmt: skip
 _NUMBERS = {"tensor": ("optimizer", "row")}
+"""What a view needs; and below, what it may be told besides."""
+_OPTIONS = {"timeline": ("first", "last"), "heatmaps": ("first", "last", "quick"), "tensor": ("first", "last")}
 
 
 class StabilityPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
@@ -73,10 +76,11 @@ class StabilityPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         run = self._logs.runs().get(request.args.get("run", ""))
         if run is None:
             return _respond(request, {"error": "there is no such run (any more)"}, 404)
+        needed, options = _NUMBERS.get(what, ()), _OPTIONS.get(what, ())
         try:
-            numbers = {name: int(request.args[name]) for name in _NUMBERS.get(what, ())}
+            numbers = {name: int(request.args[name]) for name in (*needed, *(set(options) & set(request.args)))}
         except (KeyError, ValueError):
-            return _respond(request, {"error": f"{what} needs whole numbers: {', '.join(_NUMBERS[what])}"}, 400)
+            return _respond(request, {"error": f"{what} asks for whole numbers: {', '.join(needed + options)}"}, 400)
         return self._ask(request, {"what": what, "path": str(run.path), **numbers}, run)
 
     def _serve_rule(self, request: Request) -> Response:

@@ -16,7 +16,7 @@ from stabkit.metric import METRICS
 from stabkit.report import figures
 from stabkit.report.heatmap import heatmap, modules
 from stabkit.report.json import encodable, finding_as_data
-from stabkit.report.movers import LEAD, LIMIT, PAST, movers
+from stabkit.report.movers import LEAD, LIMIT, PAST, between, movers
 from stabkit.report.pages import SECTIONS, paragraphs, sections
 from stabkit.report.verdict import amounts, by_reason, looked, no_occasion, restart, when
 from stabkit.runlog import RunLog, load
@@ -46,12 +46,18 @@ def _timeline(question: Question) -> Any:
     """The curves; the findings come with the verdict, which takes longer."""
     run = load(question["path"])
     nothing = Diagnosis(path="", source="", steps=0, outcomes=())
-    return figures.timeline(run, nothing) | {"optimizers": len(run.streams)}
+    return figures.timeline(run, nothing, *_range(question)) | {"optimizers": len(run.streams)}
 
 
 def _heatmaps(question: Question) -> Any:
-    run = load(question["path"])
-    return [found for found in (heatmap(run.optimizer(index)) for index in range(len(run.streams))) if found]
+    run, quick = load(question["path"]), bool(question.get("quick"))
+    drawn = (heatmap(run.optimizer(index), *_range(question), quick=quick) for index in range(len(run.streams)))
+    return [found for found in drawn if found]
+
+
+def _range(question: Question) -> tuple[int, int | None]:
+    """The steps that are asked for: those from "first" to "last", or all."""
+    return question.get("first", 1), question.get("last")
 
 
 def _verdict(question: Question) -> Any:
@@ -112,6 +118,8 @@ def _tensor(question: Question) -> Any:
         raise UsageError(f"there is no tensor {question['row']} in this optimizer")
     info = run.tensors[order[question["row"]]]
     run = replace(run, streams=(run.stream.only(order[question["row"]]),), index=0)
+    first, last = _range(question)
+    run = between(run, first, int(run.stream.tensor_steps[-1]) if last is None else last)
     shown = [metric for metric in _CURVES if run.has(metric, "tensor")]
     if "grad_norm" in shown and "grad_norm_used" in shown:
         shown.remove("grad_norm_used")

@@ -28,6 +28,7 @@ class Buckets:
         count: How many buckets there are.
         filled: int64 [m]: the buckets that hold at least one row, increasing.
         starts: int64 [m]: the first row of each of these.
+        rows: How many rows there are.
     """
 
     first: int
@@ -35,17 +36,23 @@ class Buckets:
     count: int
     filled: Rows
     starts: Rows
+    rows: int
 
     @classmethod
     def of(cls, steps: Rows, most: int) -> Buckets:
         """At most `most` buckets for increasing steps; no narrower than the steps usually lie apart."""
         if not len(steps):
-            return cls(0, 1, 0, np.empty(0, np.int64), np.empty(0, np.int64))
+            return cls.at(steps, 0, 1)
         first, reach = int(steps[0]), int(steps[-1] - steps[0]) + 1
         usual = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
-        width = max(-(-reach // most), usual, 1)
+        return cls.at(steps, first, max(-(-reach // most), usual, 1))
+
+    @classmethod
+    def at(cls, steps: Rows, first: int, width: int) -> Buckets:
+        """Buckets of a given width, the first of which begins at a given step, for increasing steps from there on."""
         filled, starts = np.unique((steps - first) // width, return_index=True)
-        return cls(first, width, -(-reach // width), filled.astype(np.int64), starts.astype(np.int64))
+        count = int(filled[-1]) + 1 if len(filled) else 0
+        return cls(first, width, count, filled.astype(np.int64), starts.astype(np.int64), len(steps))
 
 
 def extremes(values: Array, starts: Rows) -> tuple[Array, Array]:

@@ -55,19 +55,26 @@ def telling(diagnosis: Diagnosis) -> str:
     return "update_ratio"
 
 
-def timeline(run: RunLog, diagnosis: Diagnosis) -> dict[str, Any]:
-    """Loss, gradient norm and rate over the whole run, and where the findings lie.
+def timeline(run: RunLog, diagnosis: Diagnosis, first: int = 1, last: int | None = None) -> dict[str, Any]:
+    """Loss, gradient norm and rate, and where the findings lie.
+
+    Args:
+        run: The run.
+        diagnosis: What was found.
+        first: The first step to draw.
+        last: The last one; None for all there are.
 
     Returns:
         "first" and "last" step; "lines", each with "metric", "label", "log" (whether the axis is logarithmic), "steps" and
         "values"; "bands", each with "number" (from 1, of the finding), "first", "last", "event", "severity", "title".
     """
-    first, last = (int(run.steps[0]), int(run.steps[-1])) if len(run.steps) else (0, 0)
+    steps = run.steps[(run.steps >= first) & (run.steps <= (np.inf if last is None else last))]
+    first, last = (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
     shown = [metric for metric in _SERIES if run.has(metric)]
     if "grad_norm" in shown and "grad_norm_used" in shown:
         shown.remove("grad_norm_used")
     bands = [_band(number, finding) for number, finding in enumerate(diagnosis.findings, 1)]
-    return {"first": first, "last": last, "lines": [_line(run, metric) for metric in shown], "bands": bands}
+    return {"first": first, "last": last, "lines": [_line(run, metric, first, last) for metric in shown], "bands": bands}
 
 
 def _band(number: int, finding: Finding) -> dict[str, Any]:
@@ -76,8 +83,10 @@ def _band(number: int, finding: Finding) -> dict[str, Any]:
     return {"number": number, **where, "severity": str(finding.severity), "title": title, "message": finding.message}
 
 
-def _line(run: RunLog, metric: str) -> dict[str, Any]:
-    drawn = curve(run.series(metric), _POINTS)
+def _line(run: RunLog, metric: str, first: int, last: int) -> dict[str, Any]:
+    series = run.series(metric)
+    rows = (series.steps >= first) & (series.steps <= last)
+    drawn = curve(replace(series, steps=series.steps[rows], values=series.values[rows]), _POINTS)
     return {"metric": metric, "label": _SERIES[metric], **drawn, "log": metric != "lr" and drawn["log"]}
 
 

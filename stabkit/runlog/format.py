@@ -128,8 +128,12 @@ def npy_header(dtype: np.dtype[Any], count: int, closed: bool) -> bytes:
     return head + b"%08x\n" % zlib.crc32(head)
 
 
+@functools.lru_cache(maxsize=1024)
 def parse_header(header: bytes) -> Header | None:
-    """What a header says, or None where a single bit of it is not as it was written."""
+    """What a header says, or None where a single bit of it is not as it was written.
+
+    Remembered: a thinned run has hundreds of segments, and whoever looks at it reads them over and over.
+    """
     head, checksum = header[:-9], header[-9:]
     comment = _COMMENT.search(head[-64:])
     if len(header) != HEADER_BYTES or comment is None or checksum != b"%08x\n" % zlib.crc32(head):

@@ -53,6 +53,10 @@ class RunLog:
     previous: Callable[[], RunLog | None] = field(default=lambda: None, repr=False, compare=False)
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.steps)} steps, {len(self.tensors)} tensors" if self.streams else "nothing recorded"
+        return f"RunLog({self.path!r}: {counts}, recorded by {self.source})"
+
     @property
     def stream(self) -> Stream:
         """The records of this view's optimizer."""

@@ -17,8 +17,8 @@ __all__ = ["Series", "Steps", "Stream", "Table", "beside"]
 
 Steps = NDArray[np.int64]
 
-_LOOKED_AT = 512
-"""Rows looked at together."""
+_LOOKED_AT = 16, 512
+"""Rows looked at together: first, for most columns that have a number have one there, and from then on."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,11 @@ class Stream:
     def measured(self, column: str) -> bool:
         """Whether a stored column holds at least one number. Of a long log no more is read than it takes to see one."""
         if column not in self._measured:
+            few, many = _LOOKED_AT
+            begins = [0, *range(few, len(self.tensor_steps), many)]
             self._measured[column] = column in self.columns and any(
-                not np.all(np.isnan(of_rows(self.columns, (column,), begin, begin + _LOOKED_AT)[column]))
-                for begin in range(0, len(self.tensor_steps), _LOOKED_AT)
+                not np.all(np.isnan(of_rows(self.columns, (column,), begin, begin + (many if begin else few))[column]))
+                for begin in begins
             )
         return self._measured[column]
 

@@ -148,6 +148,15 @@ def test_too_few_steps_are_said_to_be_too_few() -> None:
     assert "too few to tell a difference from noise" in found.notes[0]
 
 
+def test_what_was_recorded_per_layer_is_said_not_to_be_compared() -> None:
+    usual = recorded("usual")
+    seen = replace(usual, scalars={"attention_logit_bound/blocks.0.q": (usual.steps, np.ones(len(usual.steps)))})
+    assert not compare(usual, usual).notes
+    for a, b, who in ((seen, seen, "A and B"), (seen, usual, "A alone"), (usual, seen, "B alone")):
+        (note,) = compare(a, b).notes
+        assert note.startswith(f"{who} recorded attention_logit_bound per layer: not compared")
+
+
 def test_nothing_in_common_is_an_error_that_says_what_there_is() -> None:
     late = RunLog.from_arrays([500, 501], {"loss": [1.0, 2.0]}, path="late")
     with pytest.raises(MissingMetricError, match=r"no step in common: steps 1 to 160 and steps 500 to 501"):

@@ -118,6 +118,26 @@ def test_the_heatmap_and_a_tensor_of_it(tab: Tab) -> None:
     assert {"update_ratio", "rms_ratio", "weight_norm"} <= {curve["metric"] for curve in tensor["curves"]}
 
 
+def test_a_stretch_of_steps_is_answered_by_itself(tab: Tab) -> None:
+    run = tab.runs()[HOSTILE]
+    seen = {"first": 85, "last": 95}
+    figure = tab.data("timeline", run=run, **seen)
+    assert (figure["first"], figure["last"]) == (85, 95)
+    assert all(line["steps"] == list(range(85, 96)) for line in figure["lines"])
+    (heatmap,) = tab.data("heatmaps", run=run, **seen)
+    assert (heatmap["first"], heatmap["last"], heatmap["width"], heatmap["columns"]) == (85, 95, 1, 11)
+    tensor = tab.data("tensor", run=run, optimizer=0, row=heatmap["tensors"].index(LONG), **seen)
+    assert all(curve["steps"] == list(range(85, 96)) for curve in tensor["curves"])
+    assert tab.data("heatmaps", run=run, first=1000, last=2000) == []
+    assert tab.get("heatmaps", run=run, first="x").status_code == 400
+
+
+def test_one_quantity_of_the_tensors_can_be_had_first(tab: Tab) -> None:
+    run = tab.runs()[HOSTILE]
+    (whole,), (quick,) = tab.data("heatmaps", run=run), tab.data("heatmaps", run=run, quick=1)
+    assert quick == whole | {"quantities": whole["quantities"][:1]}
+
+
 def test_a_rules_page(tab: Tab) -> None:
     page = tab.data("rule", code="SK201")
     assert page["name"] == "loss-spike"

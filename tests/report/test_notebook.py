@@ -71,6 +71,11 @@ def test_a_name_stays_text(name: str) -> None:
         assert "img" not in page.tags and not any(attribute.startswith("on") for _, attribute, _ in page.attributes)
 
 
+def test_a_run_alone_in_a_cell_is_a_line() -> None:
+    assert repr(load_case("healthy")) == "RunLog('healthy': 250 steps, 29 tensors, recorded by stabkit)"
+    assert repr(RunLog()) == "RunLog('': nothing recorded, recorded by memory)"
+
+
 def test_errors_say_what_there_is() -> None:
     run = load_case("healthy")
     with pytest.raises(MissingMetricError, match="loss_scale"):

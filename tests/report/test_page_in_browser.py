@@ -130,6 +130,21 @@ def test_it_can_be_read_in_the_dark_on_paper_and_on_a_telephone(browser: Browser
     assert complaints(browser) == []
 
 
+def test_on_paper_the_dark_page_is_the_light_one(browser: Browser, tmp_path: Path) -> None:
+    show(browser, load_case("diverging"), tmp_path)
+    seen = {}
+    for scheme in ("light", "dark"):
+        colours(browser, scheme)
+        screen = browser.run(PICTURE)
+        browser.run('window.dispatchEvent(new Event("beforeprint"));')
+        seen[scheme] = browser.run(PICTURE)
+        assert browser.run('return document.querySelector("main").clientWidth;') == 710, "a sheet, not the window"
+        browser.run('window.dispatchEvent(new Event("afterprint"));')
+        assert browser.run(PICTURE) == screen
+    assert seen["light"] == seen["dark"]
+    assert complaints(browser) == []
+
+
 def test_without_scripts_the_findings_are_all_there(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     run = load_case("diverging")

@@ -66,8 +66,12 @@ export function firstMovers(holder, verdict) {
   if (!finding) { holder.hidden = true; return; }
   make("h2", {}, holder, "Who moved first");
   const start = finding.first_step - around.lead;
+  if (start <= 8) {
+    make("p", { class: "quiet" }, holder, `${finding.rule} ${finding.name} at step ${finding.first_step} came too early: no tensor had a past to be held against.`);
+    return;
+  }
   make("p", { class: "quiet" }, holder, `Around ${finding.rule} ${finding.name} at step ${finding.first_step}: tensors more than ${around.limit} robust standard deviations above their own ${around.past} steps before step ${start}. An observation, not a verdict.`);
-  if (!verdict.movers.length) { make("p", {}, holder, "No tensor did, or none had a past to be held against."); return; }
+  if (!verdict.movers.length) { make("p", {}, holder, "No tensor did."); return; }
   const columns = ["tensor", "step", "lead", "quantity", "usual", "there", "deviations"];
   const body = table(holder, columns, [1, 2, 4, 5, 6]);
   for (const mover of verdict.movers.slice(0, MOVERS)) {

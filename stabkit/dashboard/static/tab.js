@@ -1,5 +1,6 @@
 // What the tab shows of a run, and how it keeps up with logs that grow.
 import { answer, get } from "./ask.js";
+import { Closer, draggable } from "./closer.js";
 import { MOST, compare } from "./compare.js";
 import { cards, checked, firstMovers, headline, show } from "./findings.js";
 import { TensorMap } from "./map.js";
@@ -11,6 +12,16 @@ const LOOK = 2000, NAMES = 210, CHEAP = 64e6;
 const make = S.make;
 const severityOf = (verdict) => (verdict.findings.length ? verdict.findings[0].severity : verdict.looked[0] ? "clear" : "");
 
+// What of a timeline lies in a range of steps.
+function within(figure, [first, last]) {
+  const lines = figure.lines.map((line) => {
+    const kept = line.steps.map((_, i) => i).filter((i) => line.steps[i] >= first && line.steps[i] <= last);
+    return { ...line, steps: kept.map((i) => line.steps[i]), values: kept.map((i) => line.values[i]) };
+  });
+  const bands = figure.bands.filter((band) => band.last >= first && band.first <= last);
+  return { ...figure, first, last, lines, bands: bands.map((band) => ({ ...band, first: Math.max(band.first, first), last: Math.min(band.last, last) })) };
+}
+
 export class Tab {
   constructor(body) {
     const frame = make("div", { class: "tab" }, body), main = make("main", {}, frame);
@@ -19,7 +30,10 @@ export class Tab {
     this.head = make("header", { class: "verdict" }, main);
     this.said = make("p", { class: "quiet waiting" }, main, "Looking for runs …");
     const section = (title) => { const made = make("section", { hidden: "" }, main); if (title) make("h2", {}, made, title); return made; };
-    this.timeline = make("figure", { class: "chart", id: "timeline" }, section("The run"));
+    const run = section("The run");
+    this.closer = new Closer(run, (first, last) => this.zoom(first, last));
+    this.timeline = make("figure", { class: "chart", id: "timeline" }, run);
+    draggable(this.timeline, this.timeline, (x, held) => (x < NAMES && !held ? null : this.stepAt(x - NAMES, this.timeline.clientWidth - NAMES)), (first, last) => this.zoom(first, last));
     this.compared = make("figure", { class: "chart", id: "compared", hidden: "" }, this.timeline.parentNode);
     this.others = [];
     this.tensors = section("The tensors");
@@ -72,7 +86,7 @@ export class Tab {
 
   choose(run) {
     this.run = run;
-    this.figure = this.verdict = this.stamps = null;
+    this.figure = this.all = this.verdict = this.stamps = this.window = null;
     this.panel.close();
     this.head.textContent = "";
     for (const part of [this.timeline.parentNode, this.tensors, this.movers, this.findings, this.checked]) part.hidden = true;
@@ -82,26 +96,51 @@ export class Tab {
     this.renew();
   }
 
+  // The steps that are shown: a window of the run, or all of it where none was chosen. Until those are there that were asked
+  // for, what is known of them is shown.
+  zoom(first, last) {
+    if (!this.all) return;
+    const low = this.all.first, high = this.all.last, within = (step) => Math.min(Math.max(Math.round(step), low), high);
+    this.window = first === null || (first <= low && last >= high) ? null : [within(first), Math.max(within(last), within(first) + 1)];
+    if (!this.window) this.figure = this.all;
+    this.draw();
+    this.renew();
+  }
+
+  seen() { return this.window ? { first: this.window[0], last: this.window[1] } : {}; }
+
+  stepAt(x, width) { return S.range[0] + Math.max(0, Math.min(x / width, 1)) * (S.range[1] - S.range[0]); }
+
   // Asks for all there is to show; each part appears as soon as it is there.
   async renew() {
     const mine = ++this.asked, run = this.run, wanted = () => mine === this.asked;
     this.busy = true;
     this.stamps = this.stamps || {};
-    const part = async (route, take) => {
-      const told = await answer(route, { run: run.key }, () => {}, wanted);
+    const seen = this.seen();
+    if (this.all) this.closer.show(this.all, this.window, this.window && this.figure.asked !== this.window);
+    const part = async (route, take, more = {}) => {
+      const told = await answer(route, { run: run.key, ...more }, () => {}, wanted);
       if (!told) return;
       this.stamps[route] = told.stamp;
       take(told.data);
     };
     const failures = (await Promise.allSettled([
-      part("timeline", (data) => { this.figure = data; this.drawTimeline(); if (!this.verdict) this.say("Judging the run …"); }),
-      part("heatmaps", (data) => this.takeMaps(data)),
+      part("timeline", (data) => this.takeTimeline(data), seen),
+      (this.map ? Promise.resolve() : part("heatmaps", (data) => this.takeMaps(data), { quick: 1 })).then(() => wanted() && part("heatmaps", (data) => this.takeMaps(data), seen)),
       part("verdict", (data) => this.takeVerdict(data)),
     ])).filter((each) => each.status === "rejected");
     if (!wanted()) return;
     if (failures.length) this.say(failures[0].reason.message);
     this.busy = false;
     if (this.panel.shown && this.panel.shown.run === run) this.panel.tensor(run, this.panel.shown.cell, this.verdict, true);
+  }
+
+  takeTimeline(figure) {
+    this.figure = { ...figure, asked: this.window };
+    if (!this.window) this.all = this.figure;
+    this.closer.show(this.all, this.window);
+    this.drawTimeline();
+    if (!this.verdict) this.say("Judging the run …");
   }
 
   takeVerdict(verdict) {
@@ -129,18 +168,23 @@ export class Tab {
   }
 
   takeMaps(figures) {
+    if (!figures.length && this.window) { this.closer.say("no tensors were recorded in these steps"); return; }
     this.tensors.hidden = !figures.length;
     if (!figures.length) return;
+    if (this.map) { this.map.figures = figures; this.setRange(); this.map.renew(figures); this.prefer(); return; }
     this.setRange(figures);
-    if (this.map) { this.map.renew(figures); return; }
     const holder = make("div", { id: "heatmap" }, this.tensors);
-    this.map = new TensorMap(holder, figures, (cell) => this.panel.tensor(this.run, cell, this.verdict));
+    this.map = new TensorMap(holder, figures, (cell) => this.panel.tensor(this.run, { ...cell, seen: this.seen() }, this.verdict));
+    const canvas = this.map.canvas;
+    draggable(holder, canvas, (x) => this.stepAt(x, canvas.clientWidth), (first, last) => this.zoom(first, last));
     this.prefer();
   }
 
-  setRange(figures) {
-    const last = Math.max(...figures.map((each) => each.last), this.figure ? this.figure.last : 1), first = this.figure ? this.figure.first : figures[0].first;
-    S.range = [first, Math.max(last, first + 1)];
+  // The steps that all pictures span.
+  setRange(figures = this.map ? this.map.figures : []) {
+    const drawn = this.figure ? [this.figure, ...figures] : figures;
+    const first = drawn.length ? drawn[0].first : 1, last = Math.max(first + 1, ...drawn.map((each) => each.last));
+    S.range = this.window || [first, last];
   }
 
   draw() {
@@ -153,9 +197,9 @@ export class Tab {
   drawTimeline() {
     if (!this.figure || !this.figure.lines.length) return;
     this.timeline.parentNode.hidden = false;
-    if (this.map) { this.setRange(this.map.figures); this.map.draw(); } else S.range = [this.figure.first, Math.max(this.figure.last, this.figure.first + 1)];
-    const bands = this.verdict ? this.verdict.bands : [];
-    S.timeline(this.timeline, { ...this.figure, bands }, NAMES);
+    this.setRange();
+    if (this.map) this.map.draw();
+    S.timeline(this.timeline, within({ ...this.figure, bands: this.verdict ? this.verdict.bands : [] }, S.range), NAMES);
     this.drawCompared();
   }
 
@@ -168,7 +212,7 @@ export class Tab {
   }
 
   drawCompared() {
-    const own = this.figure && this.figure.lines.find((line) => line.metric === "loss");
+    const own = this.all && this.all.lines.find((line) => line.metric === "loss");
     this.compared.hidden = !own || !this.others.length;
     if (!this.compared.hidden) compare(this.compared, [{ name: this.run.name, line: own }, ...this.others]);
   }

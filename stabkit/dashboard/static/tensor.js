@@ -31,7 +31,7 @@ export class Panel {
   async tensor(run, cell, verdict, again = false) {
     const mine = ++this.asked, wanted = () => mine === this.asked;
     this.shown = { run, cell };
-    const told = await answer("tensor", { run: run.key, optimizer: cell.optimizer, row: cell.row }, () => { if (!again) this.wait(cell); }, wanted).catch((error) => ({ data: { error: error.message } }));
+    const told = await answer("tensor", { run: run.key, optimizer: cell.optimizer, row: cell.row, ...cell.seen }, () => { if (!again) this.wait(cell); }, wanted).catch((error) => ({ data: { error: error.message } }));
     if (!told || !wanted()) return;
     const head = this.open(), steps = cell.first === cell.last ? `step ${cell.first.toLocaleString("en")}` : `steps ${cell.first.toLocaleString("en")} to ${cell.last.toLocaleString("en")}`;
     if (told.data.error) { make("p", { class: "quiet" }, this.holder, told.data.error); return; }

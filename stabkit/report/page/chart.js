@@ -98,7 +98,7 @@ const Stabkit = {};
   };
 
   S.axis = function (svg, range, x, y, width) {
-    for (const tick of S.steps(range[0], range[1], Math.max(2, Math.floor(width / 110)))) {
+    for (const tick of S.steps(range[0], range[1], Math.max(3, Math.floor(width / 110)))) {
       const anchor = tick > range[1] - (range[1] - range[0]) * 0.02 ? "end" : "middle";
       S.make("text", { x: x(tick), y, "text-anchor": anchor }, svg, tick.toLocaleString("en"));
     }

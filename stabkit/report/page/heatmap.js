@@ -145,16 +145,18 @@
       const ratio = rows.length > 400 ? 1 : Math.min(window.devicePixelRatio || 1, 2), each = Math.max(2, Math.min(ROW, Math.floor(15000 / rows.length / ratio)));
       this.each = each;
       this.shown = rows;
+      this.canvas.style.height = each * rows.length + "px";
+      this.map.style.marginRight = this.map.clientWidth - this.map.offsetWidth + "px";  // a scrollbar lies beside: all pictures line up
       const width = Math.max(1, Math.round(this.canvas.parentNode.clientWidth * ratio)), tall = Math.round(each * ratio), gap = each >= 8 ? Math.round(ratio) : 0;
       this.canvas.width = width;
       this.canvas.height = tall * rows.length;
-      this.canvas.style.height = each * rows.length + "px";
       const context = this.canvas.getContext("2d"), image = context.createImageData(width, tall * rows.length), pixels = image.data;
       const palette = this.palette(), past = this.byPast && canDeviate, low = quantity.usual[0], high = Math.max(quantity.usual[1], low + 1e-9);
       // A cell reaches half a step to either side of its steps; pixels are shared out by steps, so that all pictures line up.
       const total = Math.max(S.range[1] - S.range[0], 1), share = figure.width / total, start = (figure.first - 0.5 - S.range[0]) / total;
       rows.forEach((row, r) => {
         for (let column = 0; column < figure.columns; column++) {
+          if (start + (column + 1) * share <= 0 || start + column * share >= 1) continue;  // outside of the steps shown
           const cell = this.cell(row, column);
           const left = Math.max(0, Math.round((start + column * share) * width)), right = Math.min(width, Math.max(Math.round((start + (column + 1) * share) * width), left + 1));
           if (cell.kind === NOTHING) continue;

@@ -28,6 +28,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
     window.addEventListener(event, () => {
+      document.documentElement.toggleAttribute("data-printing", printing);  // the paper's colours and width, before they are measured
       if (map) map.printing = printing;
       for (const details of document.querySelectorAll("details")) details.open = printing;
       draw();
