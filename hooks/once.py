@@ -53,7 +53,7 @@ def enough(optimizer: Optimizer, roster: Roster, groups: Sequence[Group]) -> boo
     if scaled or roster.left is None:
         return False
     decoupled = type(optimizer) is torch.optim.AdamW
-    entries: list[Mapping[str, Any]] = optimizer.param_groups
+    entries: Sequence[Mapping[str, Any]] = optimizer.param_groups
     return all(
         group.beta1 >= _LEAST_BETA1 and (group.weight_decay == 0 or decoupled or entry.get("decoupled_weight_decay", False))
         for group, entry in zip(groups, entries, strict=True)

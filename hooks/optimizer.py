@@ -174,13 +174,14 @@ def layout_of(
 
     Args:
         optimizer: The optimizer.
-        names: All names of each of the model's parameters, by id.
+        names: All names of each of the model's parameters, by id, in the model's order.
         roles: The role of each of the model's parameters, by id.
         index: Which optimizer it is, for the names of parameters outside the model.
         missing: Columns that no step can have, with the reason.
         flat: What FSDP1 has flattened, by the id of the parameter.
     """
     tensors = []
+    places = {key: place for place, key in enumerate(names)}
     rank, known_as = rank_and_world()[0], names_of(optimizer, names, index)
     for g, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
@@ -190,7 +191,8 @@ def layout_of(
                 name = in_flat(known[0], one.name) if one.name else known[0]
                 role = role_of(one.module, name, one.shape) if one.module else roles.get(id(p)) or role_of(None, "", one.shape)
                 aliases = () if one.name else known[1:]
-                tensors.append(TensorInfo(name, one.shape, dtype, role, g, aliases, p.requires_grad, one.replica, one.shards))
+                kept = (p.requires_grad, one.replica, one.shards, places.get(id(p), -1))
+                tensors.append(TensorInfo(name, one.shape, dtype, role, g, aliases, *kept))
     options = tuple((k, any(g.get(k) is True for g in optimizer.param_groups)) for k in _OPTIONS)
     name, implementation = type(optimizer).__name__, _implementation(optimizer)
     return Layout(tuple(tensors), len(optimizer.param_groups), name, implementation, options, missing)

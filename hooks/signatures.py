@@ -57,7 +57,8 @@ def written(signed: Signatures, which: Sequence[int], writes: int) -> Signatures
     """The same after so many further in-place writes to each of some gradients."""
     table = _table(signed).copy()
     table[slice(None) if len(which) == len(table) else which, 1] += writes
-    return table.tobytes()
+    found: Signatures = table.tobytes()
+    return found
 
 
 def chosen(signed: Signatures, which: Sequence[int | None]) -> Signatures:

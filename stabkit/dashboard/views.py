@@ -113,7 +113,7 @@ def _tensor(question: Question) -> Any:
     if not 0 <= question["optimizer"] < len(run.streams):
         raise UsageError(f"there is no optimizer {question['optimizer']}")
     run = run.optimizer(question["optimizer"])
-    order, _ = modules([tensor.name for tensor in run.tensors])
+    order, _ = modules(run.tensors)
     if not 0 <= question["row"] < len(order):
         raise UsageError(f"there is no tensor {question['row']} in this optimizer")
     info = run.tensors[order[question["row"]]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from stabkit.metric import METRICS, Array
 from stabkit.report.cells import Cells, cells_of
 from stabkit.report.downsample import Buckets
 from stabkit.report.past import PAST, forward, median_and_scatter, scatter_inside
-from stabkit.runlog import RunLog
+from stabkit.runlog import RunLog, TensorInfo
 
 __all__ = ["QUANTITIES", "heatmap", "modules"]
 
@@ -64,7 +65,7 @@ def heatmap(run: RunLog, first: int = 1, last: int | None = None, quick: bool = 
     before = int(np.searchsorted(steps, max(shown.first - PAST * shown.width, 1)))
     buckets = Buckets.at(steps[before:end], shown.first - PAST * shown.width, shown.width)
     cells, broken = cells_of(run, metrics, buckets, before)
-    order, named = modules([tensor.name for tensor in run.tensors])
+    order, named = modules(run.tensors)
     past = len(buckets.filled) - len(shown.filled)
     drawn = [_quantity(name, cells[name], broken, past, shown, order) for name in metrics]
     if not quick and {"grad_nonfinite", "weight_nonfinite"} & set(run.stream.columns):
@@ -74,18 +75,19 @@ def heatmap(run: RunLog, first: int = 1, last: int | None = None, quick: bool = 
     return {**facts, "tensors": names, "modules": named, "quantities": drawn, "optimizer": run.index}
 
 
-def modules(names: list[str]) -> tuple[list[int], list[dict[str, Any]]]:
+def modules(tensors: Sequence[TensorInfo]) -> tuple[list[int], list[dict[str, Any]]]:
     """The order to draw tensors in, and the modules they fold into.
 
-    A module is a name up to its first number (`model.layers.3`), or its first part. Tensors keep the model's order, but
-    those of one module stand together.
+    A module is a name up to its first number (`model.layers.3`), or its first part. Tensors are in the model's order, or in the
+    log's where that is not told, but those of one module stand together.
 
     Returns:
-        Indices into `names`, and for each module its name, its first row and how many rows it has.
+        Indices into `tensors`, and for each module its name, its first row and how many rows it has.
     """
     members: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        members.setdefault(_module(name), []).append(index)
+    known = all(tensor.place >= 0 for tensor in tensors)
+    for index in sorted(range(len(tensors)), key=lambda i: tensors[i].place if known else i):
+        members.setdefault(_module(tensors[index].name), []).append(index)
     order: list[int] = []
     found = []
     for name, indices in members.items():

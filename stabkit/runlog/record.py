@@ -28,6 +28,7 @@ class TensorInfo:
         trainable: Whether it asked for a gradient when the layout was made.
         replica: Which copy of the tensor this process holds, or a shard of: the lowest rank that holds any of that copy.
         shards: How many processes hold that copy together; more than one where it is sharded.
+        place: Its place among the model's parameters, whose order an optimizer's groups need not keep; -1 where it has none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TensorInfo:
     trainable: bool = True
     replica: int = 0
     shards: int = 1
+    place: int = -1
 
     @property
     def numel(self) -> int:
@@ -88,7 +90,7 @@ def _tensor(data: Mapping[str, Any]) -> TensorInfo:
         raise ValueError(f"no shape: {data['shape']!r:.40}")
     group, aliases = data.get("group", 0), tuple(str(name) for name in data.get("aliases", ()))
     text = {name: str(data[name]) for name in ("dtype", "role") if name in data}
-    numbers = {name: int(data[name]) for name in ("replica", "shards") if name in data}
+    numbers = {name: int(data[name]) for name in ("replica", "shards", "place") if name in data}
     group = None if group is None else int(group)
     return TensorInfo(str(data["name"]), shape, group=group, aliases=aliases, trainable=bool(data.get("trainable", True)),
                       **text, **numbers)  # type: ignore[arg-type]  # fmt: skip

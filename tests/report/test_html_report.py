@@ -18,6 +18,7 @@ from html_page import SPIKE, Page, long_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import stabkit
 from stabkit.analyzers import analyze
 from stabkit.finding import Evidence, Status
 from stabkit.report import escape
@@ -140,12 +141,32 @@ def test_data_is_ascii_json_that_cannot_end_its_element(value: Any) -> None:
 
 def test_modules_keep_the_models_order_and_hold_every_tensor_once() -> None:
     names = ["embed.weight", "blocks.0.a.weight", "blocks.10.a", "blocks.0.a.bias", "head.weight", "3.weight", "3.bias", "odd"]
-    order, found = modules(names)
+    order, found = modules([TensorInfo(name, ()) for name in names])
     assert sorted(order) == list(range(len(names)))
     assert [(m["name"], [names[i] for i in order[m["first"] : m["first"] + m["count"]]]) for m in found] == [
         ("embed", ["embed.weight"]), ("blocks.0", ["blocks.0.a.weight", "blocks.0.a.bias"]), ("blocks.10", ["blocks.10.a"]),
         ("head", ["head.weight"]), ("3", ["3.weight", "3.bias"]), ("odd", ["odd"]),
     ]  # fmt: skip
+    told = [TensorInfo(name, (), place=place) for name, place in zip(names, (7, 1, 4, 0, 6, 3, 2, 5), strict=True)]
+    order, found = modules(told)  # an optimizer's groups have another order than the model
+    assert [m["name"] for m in found] == ["blocks.0", "3", "blocks.10", "odd", "head", "embed"]
+    assert [names[i] for i in order[:2]] == ["blocks.0.a.bias", "blocks.0.a.weight"]
+
+
+def test_the_heatmap_of_an_optimizer_with_groups_is_in_the_models_order(tmp_path: Path) -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1))
+    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
+    optimizer = torch.optim.AdamW([{"params": others, "weight_decay": 0.0}, {"params": matrices}])
+    with stabkit.watch(model, optimizer, tmp_path / "run", tensorboard=False):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 3)).square().mean().backward()
+            optimizer.step()
+    [heatmap] = figures(run := stabkit.load(tmp_path / "run"), analyze(run))["heatmaps"]
+    assert run.tensors[0].name != "0.weight"
+    assert heatmap["tensors"] == [name for name, _ in model.named_parameters()]
 
 
 def levels(figure: dict[str, Any], metric: str) -> tuple[Any, Any]:
