@@ -101,7 +101,7 @@ class UpdateRatioJump:
             yield found(
                 RULE,
                 message=f"step {step} moved {name} {jump:.3g} times as far as is usual for it"
-                + (f": the rate jumped from {cause.before:.3g} to {cause.now:.3g}" if jumped else ""),
+                + (f": the rate jumped from {cause.usual:.3g} to {cause.now:.3g}" if jumped else ""),
                 first_step=step,
                 last_step=int(steps[last]),
                 last_good_step=step - 1,
@@ -207,6 +207,11 @@ class _Rate:
     before: float
     last: float
 
+    @property
+    def usual(self) -> float:
+        """What it was until now: 0 was no rate to go by."""
+        return self.last if self.last > 0 else self.before
+
 
 def _per_rate(ratios: Array, lr: Array) -> Array:
     """Update ratios per unit of rate; NaN where either is 0 or unknown."""
@@ -216,11 +221,11 @@ def _per_rate(ratios: Array, lr: Array) -> Array:
 
 def _advice(run: RunLog, tensor: str, step: int, cause: _Rate | None) -> tuple[str, dict[str, float]]:
     if cause:
-        usual = cause.last if cause.last > 0 else cause.before
+        factor = cause.usual / cause.now
         return (
-            f"Multiply the rates from step {step} on by {usual / cause.now:.2g}: {usual:.3g} as before instead of "
-            f"{cause.now:.3g}. Or raise it over a warmup.",
-            {"lr_factor": usual / cause.now},
+            f"Multiply the rates from step {step} on by {factor:.2g}: {cause.usual:.3g} as before instead of {cause.now:.3g}. "
+            "Or raise it over a warmup.",
+            {"lr_factor": factor},
         )
     clip = usual_clip(run, step)
     if clip is None:
