@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stabkit.hooks.statistics import cpu, reference
+from stabkit.hooks.statistics import cpu, device, reference
 from stabkit.hooks.transfer import Batch
 
 __all__ = [
@@ -113,6 +113,7 @@ class TensorState:
         max_exp_avg_sq: Its running maximum under amsgrad, else None.
         before: A copy of the parameter from before the step, or None.
         count: The optimizer's count of steps, where it keeps that on a device: then this one holds, not that of the `AdamStep`.
+        lr: The same of the learning rate.
     """
 
     param: torch.Tensor
@@ -122,6 +123,7 @@ class TensorState:
     max_exp_avg_sq: torch.Tensor | None = None
     before: torch.Tensor | None = None
     count: torch.Tensor | None = None
+    lr: torch.Tensor | None = None
 
 
 _UNCOUNTED = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
@@ -145,7 +147,7 @@ def measure_before(states: Sequence[TensorState], steps: Sequence[AdamStep], bat
     _same_length(states, steps)
     out = np.full((len(states), len(BEFORE_COLUMNS)), np.nan)
     with _filling(batch) as later:
-        for i in cpu.measure_before(states, steps, out):
+        for i in device.measure("before", states, steps, cpu.measure_before(states, steps, out), later, out):
             reference.measure_before(states[i], steps[i], later, out[i])
     return out
 
@@ -167,7 +169,7 @@ def measure_after(states: Sequence[TensorState], steps: Sequence[AdamStep], batc
     _same_length(states, steps)
     out = np.full((len(states), len(AFTER_COLUMNS)), np.nan)
     with _filling(batch) as later:
-        for i in cpu.measure_after(states, steps, out):
+        for i in device.measure("after", states, steps, cpu.measure_after(states, steps, out), later, out):
             reference.measure_after(states[i], steps[i], later, out[i])
     return out
 

@@ -19,6 +19,7 @@ from stabkit.hooks.statistics import (
     TensorState,
     backend,
     cpu,
+    device,
     measure_after,
     measure_before,
     measure_moves,
@@ -29,11 +30,15 @@ COUNTS = {"grad_nonfinite", "grad_zeros", "eps_count", "weight_nonfinite"}
 STEP = AdamStep(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, count=3, maximize=False, decoupled=True)
 
 
-@pytest.fixture(params=["c", "reference"], autouse=True)
+@pytest.fixture(params=["c", "reference", "stacked"], autouse=True)
 def backend_in_use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test runs on both backends."""
+    """Every test runs on every backend that needs neither a device nor Triton (see test_triton.py)."""
     if request.param == "reference":
         monkeypatch.setattr(cpu, "native", None)
+    elif request.param == "stacked":  # as on a device without Triton
+        monkeypatch.setattr(cpu, "native", None)
+        monkeypatch.setattr(device, "on_device", lambda tensor: True)
+        monkeypatch.setattr(device, "_given_up", "no Triton in this test")
     elif backend() != "c":
         pytest.skip("the extension was not built")
     return str(request.param)
