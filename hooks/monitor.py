@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks import clip, dispatch, forward, loss, optimizer, precision, ring, scaler, schedule, zeroing
+from stabkit.hooks import clip, dispatch, forward, loss, optimizer, precision, ring, scaler, schedule, statistics, zeroing
 from stabkit.hooks.cadence import Cadence
 from stabkit.hooks.faults import Faults
 from stabkit.hooks.sink import Sink
@@ -101,6 +101,7 @@ class Monitor:
         self._watchlist.let_go()
         self._scaling = scaler.Scaling()
         ring.release()
+        statistics.release()
 
     def install(self) -> list[dispatch.Undo]:
         """Patch torch; what could not be patched is told in the log."""
@@ -330,6 +331,8 @@ class Monitor:
         if cadence.news is not None:
             told, cadence.news = cadence.news, None
             self._note("cadence", optimizer=watched.index, until=watched.step, **told)
+        if why := statistics.news():
+            self._note("fallback", what="triton", why=why, step=watched.step)
         if trust.news is not None:
             (why, place), trust.news = trust.news, None
             name = self._watchlist.name_of(watched, place)

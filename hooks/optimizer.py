@@ -112,10 +112,16 @@ def states_of(optimizer: Optimizer, parameters: Iterable[torch.Tensor], moments:
         m, v, top = get(first), get(second) if second else None, get(largest) if largest else None
         states.append(TensorState(p, p.grad, m, v, top))
     if states and not on_host(states[0].param):
+        rates = {id(p): group.get("lr") for group in optimizer.param_groups for p in group["params"]}
         for state in states:
-            count = state_of(state.param, _NOTHING).get("step")
-            state.count = count if isinstance(count, torch.Tensor) and not on_host(count) else None
+            state.count = _far(state_of(state.param, _NOTHING).get("step"))
+            state.lr = _far(rates.get(id(state.param)))
     return states
+
+
+def _far(number: Any) -> torch.Tensor | None:
+    """A number that is on a device, or None."""
+    return number if isinstance(number, torch.Tensor) and not on_host(number) else None
 
 
 def steps_of(

@@ -49,7 +49,8 @@ class Probe:
         if state.grad is None or state.exp_avg is None or state.exp_avg_sq is None or not state.param.numel():
             return None
         second = state.exp_avg_sq if state.max_exp_avg_sq is None else state.max_exp_avg_sq
-        taken = _Taken(torch.finfo(state.param.dtype).eps, None if state.count is None else batch.add(state.count))
+        count, lr = (None if number is None else batch.add(number) for number in (state.count, state.lr))
+        taken = _Taken(torch.finfo(state.param.dtype).eps, count, lr)
         elements = (self._before[i], _some_of(state.param), _some_of(state.exp_avg), _some_of(second))
         for name, tensor in zip(("before", "after", "first", "second"), elements, strict=True):
             batch.then(tensor, functools.partial(setattr, taken, name))
@@ -80,6 +81,7 @@ class _Taken:
     Attributes:
         rounding: Machine epsilon of the parameter's dtype.
         count: The optimizer's count of steps where it keeps that on a device, else None.
+        lr: The same of the learning rate.
         before: The parameter before the step.
         after: The parameter after it.
         first: m after it.
@@ -88,6 +90,7 @@ class _Taken:
 
     rounding: float
     count: Later | None
+    lr: Later | None
     before: Array = field(default_factory=lambda: np.empty(0))
     after: Array = field(default_factory=lambda: np.empty(0))
     first: Array = field(default_factory=lambda: np.empty(0))
@@ -96,11 +99,12 @@ class _Taken:
     def error(self, step: AdamStep) -> float:
         """The error of a formula in units of what is allowed; NaN where this tensor proves nothing."""
         count = step.count if self.count is None else self.count.value
+        lr = step.lr if self.lr is None else self.lr.value
         bias1, bias2 = 1 - step.beta1**count, 1 - step.beta2**count
         possible = bias1 > 0 and bias2 > 0  # at count 0 a formula that corrects divides by zero
         with np.errstate(all="ignore"):
-            decay = step.lr * step.weight_decay if step.decoupled else 0.0
-            adam = step.lr / bias1 * self.first / (np.sqrt(self.second / bias2) + step.eps) if possible else 0.0
+            decay = lr * step.weight_decay if step.decoupled else 0.0
+            adam = lr / bias1 * self.first / (np.sqrt(self.second / bias2) + step.eps) if possible else 0.0
             predicted = -decay * self.before - adam
             moved = self.after - self.before
             told = np.isfinite(predicted) & np.isfinite(moved)

@@ -105,7 +105,7 @@ class Roster:
             belongings = [local_like(t, p) for t in (state.grad, state.exp_avg, state.exp_avg_sq, state.max_exp_avg_sq)]
             for cut in self._cuts.get(i, _ONE):
                 found.append(TensorState(*(t if cut is None or t is None else t[cut] for t in (shard, *belongings))))  # type: ignore[arg-type]
-                found[-1].count = state.count
+                found[-1].count, found[-1].lr = state.count, state.lr
         return found
 
     def unread(self) -> list[int]:

@@ -40,6 +40,8 @@ import torch
 from numpy.typing import NDArray
 
 from stabkit.hooks.statistics import cpu, device, reference
+from stabkit.hooks.statistics.device import news
+from stabkit.hooks.statistics.device_table import release
 from stabkit.hooks.transfer import Batch
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "measure_before",
     "measure_moves",
     "measure_sizes",
+    "news",
+    "release",
 ]
 
 BEFORE_COLUMNS = ("weight_sumsq", "momentum_dot", "momentum_sumsq")
@@ -233,8 +237,18 @@ def _filling(batch: Batch | None) -> Iterator[Batch]:
         own.fetch()
 
 
-def backend() -> str:
-    """Says what measures plain CPU tensors of 32 and 16 bits: "c", or "reference" where the extension was not built."""
+def backend(kind: str = "cpu") -> str:
+    """Says what measures plain tensors.
+
+    Args:
+        kind: The type of the device they lie on.
+
+    Returns:
+        Of the CPU "c", or "reference" where the extension was not built; of others "triton", or "stacked" where Triton is absent
+        or has failed.
+    """
+    if kind != "cpu":
+        return device.backend()
     return "reference" if cpu.native is None else "c"
 
 

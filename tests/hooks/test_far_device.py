@@ -19,7 +19,7 @@ import torch
 
 import stabkit
 from stabkit.hooks import counting, gradients, optimizer, ring, transfer
-from stabkit.hooks.statistics import cpu, reference
+from stabkit.hooks.statistics import cpu, device, reference
 from stabkit.runlog import RunWriter
 from stabkit.watch import StabkitWarning
 from tests.cases.wiring.loop import IMPLEMENTATIONS, Loop
@@ -55,6 +55,8 @@ def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ring, "carries", lambda tensor: True)
     monkeypatch.setattr(ring, "depart", SlowFlight)
     monkeypatch.setattr(cpu, "native", None)
+    monkeypatch.setattr(device, "on_device", lambda tensor: True)
+    monkeypatch.setattr(device, "_given_up", "no Triton in this test")
     SlowFlight.in_the_air = SlowFlight.most = 0
     yield
 
@@ -89,6 +91,26 @@ def test_the_log_is_the_same(name: str, implementation: str, tmp_path: Path, req
         np.testing.assert_allclose(
             run.stream.columns[column], near.stream.columns[column], rtol=1e-4, atol=1e-9, err_msg=column
         )
+
+
+def test_a_rate_on_the_device_is_read_there(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    def train(logdir: Path) -> stabkit.RunLog:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 4)
+        stepping = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-2), weight_decay=0.5, fused=True)
+        with stabkit.watch(model, stepping, logdir, tensorboard=False):
+            for _ in range(6):
+                model(torch.randn(4, 8)).square().mean().backward()
+                stepping.step()
+                stepping.zero_grad()
+        return stabkit.load(logdir)
+
+    near = train(tmp_path / "near")
+    request.getfixturevalue("far")
+    far = train(tmp_path / "far")
+    assert not [event for event in far.events if event["event"] in ("fault", "update-measured")]
+    for column in ("update_sumsq", "weight_update_dot"):
+        np.testing.assert_allclose(far.stream.columns[column], near.stream.columns[column], rtol=1e-4, err_msg=column)
 
 
 def test_the_bits_of_the_training_are_the_same(tmp_path: Path, far: None) -> None:
