@@ -1,9 +1,9 @@
-"""Everything that only a GPU can tell, in one command: the tests that need one, how fast the statistics are, what watching costs.
+"""All that only a GPU can tell, in one command: the tests that need one, how fast the statistics are, what watching costs.
 
     python -m benchmarks.on_cuda                    # under ten minutes on an H100; needs no network
     python -m benchmarks.on_cuda --only statistics  # or tests, or training
 
-It writes benchmarks/results/CUDA.md. Where there is no CUDA device it says so and ends with status 2; where a test fails, with 1.
+It writes benchmarks/results/CUDA.md. Without a CUDA device it says so and ends with status 2; where a test fails, with 1.
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ def statistics_of(weights: torch.dtype) -> list[str]:
         "|---|---|---|---|",
     ]
     once = 0.0
-    ways: dict[str, Callable[[], object]] = {"reading the four once (`sum`)": stretch.sum, "fused AdamW step": training.optimizer.step}
+    ways: dict[str, Callable[[], object]] = {
+        "reading the four once (`sum`)": stretch.sum,
+        "fused AdamW step": training.optimizer.step,
+    }
     ways |= {f"{device.backend()}: {mode}": partial(measure, mode) for mode in COLUMNS}
     for name, way in ways.items():
         far, near = milliseconds(way)
@@ -122,7 +125,11 @@ def statistics_of(weights: torch.dtype) -> list[str]:
     far, near = milliseconds(partial(measure, "after"), rounds=3)
     lines.append(f"| stacked: after | {far:.3f} | {far / once:.2f} | {near:.2f} |")
     device._given_up = given_up
-    lines += ["", f"Reading once moved {bytes_once / once / 1e6:,.0f} GB/s. Memory that the kernels keep: {held / 1e6:.2f} MB.", ""]
+    lines += [
+        "",
+        f"Reading once moved {bytes_once / once / 1e6:,.0f} GB/s. Memory that the kernels keep: {held / 1e6:.2f} MB.",
+        "",
+    ]
     worst = against_reference(states, steps)
     sums.release()
     return [*lines, f"Largest difference from the float64 reference: {worst:.1e} of the value.", ""]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer
 
-from stabkit.hooks.bits import Bits
+from stabkit.hooks.bits import Bits, ManyBits, bits_of
 from stabkit.hooks.gradients import GradientLedger
 from stabkit.hooks.momentum import momentum_before
 from stabkit.hooks.optimizer import group_values, states_of, steps_of
@@ -98,7 +98,7 @@ class Measurement:
     _wide = False  # whether all tensors are known to be of float32
 
     _states: list[TensorState]
-    _bits: list[Bits]
+    _bits: list[Bits | ManyBits]
     _probe: Probe | None
     _derived: bool
 
@@ -123,7 +123,7 @@ class Measurement:
         on_trial = self._probe is not None and not trust.is_torch_adam
         self._copy_weights(before[:, 0], groups, exact_updates or on_trial or not self._derived)
         coarse = range(len(self._states)) if exact_updates else roster.coarse
-        self._bits = [Bits(i, self._states[i].param) for i in coarse if groups[roster.groups[i]].lr > 0]
+        self._bits = bits_of([i for i in coarse if groups[roster.groups[i]].lr > 0], self._states)
 
     def _prepare(self, optimizer: Optimizer, roster: Roster, trust: Trust, batch: Batch) -> None:
         self._optimizer, self._roster, self._trust, self._batch = optimizer, roster, trust, batch
@@ -167,7 +167,7 @@ class Measurement:
         else:
             self._measure_plainly(states, steps, dense)
         for bits in self._bits:
-            bits.compare(states[bits.place], self._batch, self.columns[bits.place])
+            bits.compare(states, self._batch, self.columns)
         found = ledger.rewritten()
         rewritten = np.flatnonzero(np.isin(self._roster.owners, found)).tolist() if found else found
         self._batch.afterwards(lambda: self._settle(ledger, rewritten, skipped.value > 0, carried_scale.value))

@@ -23,7 +23,7 @@ from stabkit.metric import Array
 if TYPE_CHECKING:
     from stabkit.hooks.statistics import AdamStep, TensorState
 
-__all__ = ["backend", "measure", "news"]
+__all__ = ["backend", "compare", "fits", "keep", "measure", "news", "on_device"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may have no memory of their own
 _READABLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,12 +61,49 @@ def measure(
             alike.setdefault(_kind(state, found, mode), []).append(i)
     for group in alike.values():
         those, numbers = [states[i] for i in group], [steps[i] for i in group]
-        columns, order = _by_triton(mode, those, [addresses[i] for i in group], numbers), range(len(group))
+        columns = _by_triton(mode, those, [addresses[i] for i in group], numbers)
+        order = [*range(len(group))]
         if columns is None:
             columns, order = stacked.columns_of(mode, those, numbers)
         told = columns_known(mode, [those[i] for i in order], [numbers[i] for i in order])
         batch.then(columns, functools.partial(_fill, out, [group[i] for i in order], told))
     return sorted(others)
+
+
+def keep(params: Sequence[Tensor], elements: int) -> Any:
+    """Keeps about so many elements of each of some parameters that agree in dtype, to be compared after a step (`launch.Kept`).
+
+    Returns:
+        None where they are not all plain, contiguous tensors of a device, or where that failed.
+    """
+    if not params or _kernels() is None or not all(on_device(p) and fits(p, p) for p in params):
+        return None
+    try:
+        return _kernels().Kept(params, elements)
+    except Full:
+        return None
+    except Exception as error:
+        _give_up(f"{type(error).__name__}: {error}")
+        return None
+
+
+def compare(kept: Any, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor | None:
+    """How many of the elements are unchanged, and how many had a gradient: float64 [parameters, 2], or None as above."""
+    if not (kept.still(params) and all(fits(p, p) for p in params)):
+        return None
+    try:
+        counts: Tensor = kept.compare(params, grads)
+    except Full:
+        return None
+    except Exception as error:
+        _give_up(f"{type(error).__name__}: {error}")
+        return None
+    return counts
+
+
+def fits(tensor: Tensor, param: Tensor) -> bool:
+    """Whether a kernel can read a tensor beside a parameter, element by element as they lie."""
+    return bool(tensor.numel()) and tensor.numel() == param.numel() and _readable(tensor, param) and tensor.is_contiguous()
 
 
 def on_device(tensor: Tensor) -> bool:

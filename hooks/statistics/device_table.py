@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,8 +60,8 @@ class Full(Exception):
 class Table:
     """The rows of some tensors on their device, the list of their chunks, and memory for the partial sums of those.
 
-    Everything is allocated once, through torch. Work on it is ordered by the stream; where the stream changes, the new one waits
-    for the old one, on the device.
+    Everything is allocated once, through torch. Work on it is ordered by the stream; where the stream changes, the new one
+    waits for the old one, on the device.
 
     Args:
         device: Where the tensors lie.
@@ -69,7 +70,6 @@ class Table:
     Attributes:
         chunks: int32 [chunks, 2]: the tensor of each, and which of its chunks it is.
         first: The first chunk of each tensor, and how many it has: int64 [tensors, 2].
-        partials: float64 [chunks, COLUMNS].
     """
 
     def __init__(self, device: torch.device, sizes: Sequence[int]) -> None:
@@ -84,11 +84,15 @@ class Table:
         self._chunks = self._near(chunks.shape, torch.int32)  # kept for as long as the copy may be under way
         self._chunks.numpy()[:] = chunks
         self.chunks = torch.empty_like(self._chunks, device=device, pin_memory=False).copy_(self._chunks, non_blocking=True)
-        self.partials = torch.empty((len(chunks), COLUMNS), dtype=torch.float64, device=device)
         self._rows = torch.empty((len(many), ROW), dtype=torch.int64, device=device)
         self._told: bytes = b""
         self._stream: Any = None
         self._done: Any = torch.cuda.Event() if self._far else None
+
+    @cached_property
+    def partials(self) -> Tensor:
+        """float64 [chunks, COLUMNS]."""
+        return torch.empty((len(self.chunks), COLUMNS), dtype=torch.float64, device=self._device)
 
     @property
     def rows(self) -> tuple[Tensor, Tensor]:

@@ -15,12 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from stabkit.hooks.statistics.device_table import CHUNK, COLUMNS, ROW, WIDTHS, numbers_of, table_for
-from stabkit.hooks.statistics.triton_kernel import after_chunks, before_chunks, merge_chunks
+from stabkit.hooks.statistics.triton_after import after_chunks
+from stabkit.hooks.statistics.triton_bits import compare_elements, keep_elements
+from stabkit.hooks.statistics.triton_kernel import before_chunks, merge_chunks
 
 if TYPE_CHECKING:
     from stabkit.hooks.statistics import AdamStep, TensorState
 
-__all__ = ["columns_of"]
+__all__ = ["Kept", "columns_of"]
 
 WARPS = 8
 _THREADS = 32 * WARPS
@@ -29,6 +31,7 @@ _REGISTERS = {} if torch.version.hip else {"maxnreg": 128}
 _MERGED_AT_ONCE = 128  # chunks: 4,096 numbers for 8 warps
 _LANES = 32
 
+_BITS = {2: (torch.int16, tl.int16), 4: (torch.int32, tl.int32)}
 _KINDS: dict[torch.dtype, Any] = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """The types that the kernels can read."""
 
@@ -78,8 +81,14 @@ def columns_of(
             )
         merge_chunks[(len(states),)](
             *(at, numbers, table.partials, out),
-            **{"START": start, "WIDTH": width, "STEP": mode == "step", "AT_ONCE": _MERGED_AT_ONCE, "LANES": _LANES},
-            **{"ROW": ROW, "COLUMNS": COLUMNS, "num_warps": WARPS},
+            START=start,
+            WIDTH=width,
+            STEP=mode == "step",
+            AT_ONCE=_MERGED_AT_ONCE,
+            LANES=_LANES,
+            ROW=ROW,
+            COLUMNS=COLUMNS,
+            num_warps=WARPS,
         )
         table.leave()
     return out
@@ -91,3 +100,52 @@ def _kinds(state: TensorState) -> tuple[Any, Any, Any, Any]:
     kind = _KINDS[p.dtype]
     g, m, v = (kind if tensor is None else _KINDS[tensor.dtype] for tensor in others)
     return kind, g, m, v
+
+
+class Kept:
+    """Some elements of parameters from before a step.
+
+    Args:
+        params: Of one device and dtype, contiguous, none of them empty.
+        elements: About how many of each.
+    """
+
+    def __init__(self, params: Sequence[Tensor], elements: int) -> None:
+        device, (whole, self._whole) = params[0].device, _BITS[params[0].element_size()]
+        self._sizes = {"ELEMENTS": elements, "AT_ONCE": 1024, "ROW": ROW, "num_warps": 4}
+        self._rows = np.zeros((len(params), ROW), np.int64)
+        self._rows[:, 0] = [p.data_ptr() for p in params]
+        self._rows[:, 8] = [p.numel() for p in params]
+        self._table = table_for(device, tuple(self._rows[:, 8].tolist()), "bits")
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self._kept = torch.empty((len(params), 2 * elements), dtype=whole, device=device)
+            self._table.enter()
+            self._table.tell(self._rows)
+            keep_elements[(len(params),)](self._table.rows[0], self._kept, BITS=self._whole, **self._sizes)
+            self._table.leave()
+
+    def still(self, params: Sequence[Tensor]) -> bool:
+        """Whether the parameters are of the same sizes and dtype as before, on the same device."""
+        bits = self._kept.dtype.itemsize
+        alike = all(p.device == self._kept.device and p.element_size() == bits for p in params)
+        return alike and [p.numel() for p in params] == self._rows[:, 8].tolist()
+
+    def compare(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+        """How many of the elements with a gradient are unchanged, and how many of those there are: float64 [parameters, 2].
+
+        Args:
+            params: The same as before.
+            grads: Contiguous, of one dtype, or None.
+        """
+        device, kind = params[0].device, next((g.dtype for g in grads if g is not None), torch.float32)
+        self._rows[:, 0] = [p.data_ptr() for p in params]
+        self._rows[:, 1] = [0 if g is None else g.data_ptr() for g in grads]
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            out = torch.empty((len(params), 2), dtype=torch.float64, device=device)
+            self._table.enter()
+            self._table.tell(self._rows)
+            compare_elements[(len(params),)](
+                *(self._table.rows[0], self._kept, out), **{"BITS": self._whole, "G": _KINDS[kind], **self._sizes}
+            )
+            self._table.leave()
+        return out

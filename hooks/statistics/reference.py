@@ -118,13 +118,13 @@ def _side_by_side(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _pieces(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor | None]]:
-    """The same stretch of all tensors at a time, float64 [1, elements]. Cutting by index, not by address, allows any strides."""
+    """The same stretch of all tensors at a time, float64 [1, elements]. Cut by index, not by address: any strides will do."""
     first = tensors[0]
     if first is None or first.numel() == 0:
         return
     piece = PIECE if first.is_cpu else PIECE_ON_DEVICE
     if first.numel() <= piece:
-        yield [None if t is None else t.to(torch.float64, memory_format=torch.contiguous_format).reshape(1, -1) for t in tensors]
+        yield [None if t is None else _row(t) for t in tensors]
         return
     dim = next(d for d, size in enumerate(first.shape) if size > 1)
     size = first.shape[dim]
@@ -132,3 +132,7 @@ def _pieces(tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor | None]]:
     for start in range(0, size, length):
         stop = min(size, start + length)
         yield from _pieces([None if t is None else t.narrow(dim, start, stop - start) for t in tensors])
+
+
+def _row(piece: Tensor) -> Tensor:
+    return piece.to(torch.float64, memory_format=torch.contiguous_format).reshape(1, -1)

@@ -1,7 +1,7 @@
 """The columns of rows of elements, in torch's own operations: what `reference` and `stacked` compute with.
 
-Rows are float64 [rows, elements], so that autocast leaves them alone, and nothing is created without a dtype and a device. Numbers
-of a step are those of Python or float64 [rows, 1]. What cannot be known is 0 here and struck out by `strike_out`.
+Rows are float64 [rows, elements], so that autocast leaves them alone, and nothing is created without a dtype and a device.
+Numbers of a step are those of Python or float64 [rows, 1]. What cannot be known is 0 here and struck out by `strike_out`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class Taken:
         return self.lr * self.step.weight_decay if self.step.decoupled else 0.0
 
 
-def before(p: Tensor, g: Tensor | None, m: Tensor | None) -> Tensor:
+def before(p: Tensor | None, g: Tensor | None, m: Tensor | None) -> Tensor:
     """BEFORE_COLUMNS of rows, float64 [rows, 3], g not negated."""
+    assert p is not None
     zero = p.new_zeros(p.shape[0])
     dot = zero if g is None or m is None else (g * m).sum(dim=1)
     return torch.stack([_squares(p), dot, zero if m is None else _squares(m)], dim=1)
@@ -64,7 +65,7 @@ def before(p: Tensor, g: Tensor | None, m: Tensor | None) -> Tensor:
 
 def before_of_after(
     taken: Taken,
-    p: Tensor,
+    p: Tensor | None,
     g: Tensor | None,
     m: Tensor | None,
     v: Tensor | None,
@@ -72,6 +73,7 @@ def before_of_after(
     copy: Tensor | None,
 ) -> Tensor:
     """BEFORE_COLUMNS of rows, worked back from what the step left: float64 [rows, 3], g not negated."""
+    assert p is not None
     zero = p.new_zeros(p.shape[0])
     if m is not None and v is not None:
         copy = _weights_before(taken, p, _adam(taken, m, ((v if vmax is None else vmax) / taken.bias2).sqrt()), copy)
@@ -88,7 +90,7 @@ def before_of_after(
 
 def after(
     taken: Taken,
-    p: Tensor,
+    p: Tensor | None,
     g: Tensor | None,
     m: Tensor | None,
     v: Tensor | None,
@@ -96,6 +98,7 @@ def after(
     copy: Tensor | None,
 ) -> Tensor:
     """AFTER_COLUMNS of rows, float64 [rows, 16]."""
+    assert p is not None
     zero = p.new_zeros(p.shape[0])
     grad, second, update = [zero] * 4, [zero] * 3, [zero] * 3
     rms = eps_count = zero

@@ -1,7 +1,7 @@
 """The Triton kernels against the oracle: on a GPU compiled, elsewhere in Triton's interpreter (see test_triton.py).
 
-    TRITON_INTERPRET=1 python -m pytest tests/statistics/kernels.py      # without a GPU: several minutes
-    python -m pytest tests/statistics/kernels.py                         # with one
+TRITON_INTERPRET=1 python -m pytest tests/statistics/kernels.py      # without a GPU: several minutes
+python -m pytest tests/statistics/kernels.py                         # with one
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stabkit.hooks.bits import Bits, bits_of
 from stabkit.hooks.statistics import AdamStep, TensorState, cpu, device, device_table, launch, reference
 from stabkit.hooks.transfer import Batch
+from stabkit.metric import TENSOR_COLUMNS
 from tests.statistics.test_statistics_truth import (
-    COUNTS,
     EXTREMES,
     STEP,
     Run,
@@ -266,8 +267,8 @@ def test_all_columns_after_the_step(kind: type, options: dict[str, Any], stack: 
             p.grad = torch.randn_like(p) * 1e-2
         if number:
             states = [run.state(p) for p in params]
-            want = np.array([[total(flat(x) * flat(y)) for x, y in ((s.param, s.param), (s.grad, s.exp_avg), (s.exp_avg, s.exp_avg))]
-                             for s in states])  # fmt: skip
+            pairs = [((s.param, s.param), (s.grad, s.exp_avg), (s.exp_avg, s.exp_avg)) for s in states]
+            want = np.array([[total(flat(x) * flat(y)) for x, y in pair] for pair in pairs])
             want[:, 1] *= -1 if options.get("maximize") else 1
             scale = np.sqrt([[total(flat(s.grad) ** 2) * total(flat(s.exp_avg) ** 2)] for s in states])
         run.optimizer.step()
@@ -279,6 +280,30 @@ def test_all_columns_after_the_step(kind: type, options: dict[str, Any], stack: 
         else:
             np.testing.assert_allclose(got[:, [0, 2]], want[:, [0, 2]], rtol=2e-6)
             assert (np.abs(got[:, 1:2] - want[:, 1:2]) <= 2e-6 * scale).all()
+
+
+# ---- bits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_elements_whose_bits_are_the_same(dtype: torch.dtype) -> None:
+    """As counted tensor by tensor; one has no gradient, one has one of another dtype."""
+    params = [torch.randn(size, device=WHERE).to(dtype) for size in (5, 1000, 8191, 8192, 20_000, 700)]
+    grads = [torch.randn_like(p) * (torch.rand_like(p) < 0.5) for p in params]
+    states = [TensorState(p, g, None, None) for p, g in zip(params, grads, strict=True)]
+    states[3].grad, states[5].grad = None, grads[5].float()
+    together, alone = bits_of(range(6), states), [Bits(i, p) for i, p in enumerate(params)]
+    assert len(together) == 1
+    for p in params:
+        p[::3] += 1
+    tables = []
+    for way in (together, alone):
+        tables.append(np.full((6, len(TENSOR_COLUMNS)), np.nan))
+        batch = Batch()
+        for bits in way:
+            bits.compare(states, batch, tables[-1])
+        batch.fetch()
+    assert np.array_equal(*tables, equal_nan=True) and np.isfinite(tables[0]).sum() == 10
 
 
 # ---- manners ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The Triton kernels, in a process of their own: whether Triton compiles or interprets is decided when it is first imported.
 
-The interpreter computes with numpy what the kernels say, program by program. It shows that the sums are right, not that they are
-fast; `benchmarks/on_cuda.py` shows that, on a GPU.
+The interpreter computes with numpy what the kernels say, program by program. It shows that the sums are right;
+`benchmarks/on_cuda.py` shows how fast they are, on a GPU.
 """
 
 from __future__ import annotations
