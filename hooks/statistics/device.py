@@ -131,6 +131,8 @@ def _by_triton(
         columns: Tensor = kernels.columns_of(mode, states, addresses, steps)
     except Full:  # for this step; the device will catch up
         return None
+    except torch.cuda.OutOfMemoryError:  # the fallback would need more
+        raise
     except Exception as error:  # an old GPU, no compiler, a home that cannot be written to: Triton has many ways to fail
         _give_up(f"{type(error).__name__}: {error}")
         return None
