@@ -244,8 +244,8 @@ def backend(kind: str = "cpu") -> str:
         kind: The type of the device they lie on.
 
     Returns:
-        Of the CPU "c", or "reference" where the extension was not built; of others "triton", or "stacked" where Triton is
-        absent or has failed.
+        Of the CPU, for floats of 32 and 16 bits, "c", or "reference" where the extension was not built; of others "triton", or
+        "stacked" where Triton is absent or has failed.
     """
     if kind != "cpu":
         return device.backend()

@@ -52,9 +52,8 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(capability: int, tmp_pat
     script.write_text(COMPILE)
     own = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, str(script), str(capability)], env=os.environ | own | {"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )  # fmt: skip
+    command = [sys.executable, str(script), str(capability)]
+    done = subprocess.run(command, env=os.environ | own | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
