@@ -1,6 +1,6 @@
 """How long after an event `on_finding` is called: in steps that the training has gone on, and in seconds.
 
-    python benchmarks/latency.py [--repeats 3] [--write]
+    python -m benchmarks.latency [--repeats 3] [--write]
 
 The demo model trains; from one step on its rate is thirty times as high, or at one step alone its gradient is two thousand
 times as large. What is reported is the first warning or error that the callback hears: the step at which the training is then,
@@ -128,7 +128,7 @@ def main() -> None:
         "# How soon `on_finding` is called",
         "",
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python "
-        f"{platform.python_version()}. `python benchmarks/latency.py --repeats {args.repeats} --write`",
+        f"{platform.python_version()}. `python -m benchmarks.latency --repeats {args.repeats} --write`",
         "",
         f"Told: of how many events within {STEPS_AFTER} steps, while the training went on.",
         "",

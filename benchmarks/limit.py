@@ -1,6 +1,6 @@
 """How far the statistics are from the least they could cost: reading p, g, m and v once at the machine's own bandwidth.
 
-    python benchmarks/limit.py [--threads 1 2] [--parameters 20000000] [--rounds 15] [--write]
+    python -m benchmarks.limit [--threads 1 2] [--parameters 20000000] [--rounds 15] [--write]
 
 The least is the fastest that torch sums up one stretch of memory as large as the four together; the optimizer's own step, which
 reads all four and writes three, is shown beside it. The statistics are all those of a step: compiled, in one look after it, or,
@@ -92,7 +92,7 @@ def main() -> None:
         "# The statistics beside one read of what they are of",
         "",
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"Python {platform.python_version()}. `python benchmarks/limit.py{' --write' if options.write else ''}`",
+        f"Python {platform.python_version()}. `python -m benchmarks.limit{' --write' if options.write else ''}`",
         "",
         f"{options.parameters:,} parameters; medians of {options.rounds} rounds, interleaved (of the fallback 3).",
         "",

@@ -1,8 +1,8 @@
 """What watching costs, beside what else people put around a loop: steps bare and watched, interleaved in one process.
 
     pip install ormas-monitor trainscope torchmortem gradsnitch    # what is not installed is left out, and told
-    python benchmarks/overhead.py --write                          # under 12 minutes on two quiet cores
-    python benchmarks/overhead.py --only "300 tiny" --seconds 20   # one case, shorter
+    python -m benchmarks.overhead --write                          # under 12 minutes on two quiet cores
+    python -m benchmarks.overhead --only "300 tiny" --seconds 20   # one case, shorter
 
 One model and optimizer for each case; blocks of steps alternate, a bare one before every two watched ones, and every watcher
 is put on anew for its block. A block's ratio is its median step over that of the bare blocks around it; told are the median
@@ -162,7 +162,7 @@ def main() -> None:
         "",
         f"{date.today()}, {platform.machine()}, {args.threads} threads, torch {torch.__version__}, Python "
         f"{platform.python_version()}, statistics by {backend()}, tensors found by {'c' if finder else 'Python'}. "
-        "`python benchmarks/overhead.py --write`",
+        "`python -m benchmarks.overhead --write`",
         "",
         "Forward to optimizer step, gradients clipped, fused AdamW. Every watcher with its defaults, as its own documentation "
         "shows it. The ratio is that of the median step watched to the median step bare, interleaved.",

@@ -1,6 +1,6 @@
 """What the per-tensor sums cost beside the optimizer step they measure.
 
-    python benchmarks/statistics_cost.py [--threads 1 2] [--rounds 60]
+    python -m benchmarks.statistics_cost [--threads 1 2] [--rounds 60]
 
 The tensors are those of a small GPT (256 wide, 4 layers, 256 characters, 128 positions: 3.3 million parameters). Each
 round runs one fused AdamW step and then every way of measuring once, so that all see the same machine and the same
