@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from types import GeneratorType
 from typing import Any
 
@@ -29,7 +30,6 @@ class ClipCall:
     Attributes:
         kind: "norm" or "value".
         limit: max_norm or clip_value.
-        parameters: The tensors whose gradients it scaled.
         asked: All that it was given, also those without a gradient.
         order: Of the norm; NaN where the user worked the norm out beforehand, and for clipping by value.
         total_norm: A copy of the norm before clipping, 0-d; None for clipping by value.
@@ -39,12 +39,16 @@ class ClipCall:
 
     kind: str
     limit: float
-    parameters: list[torch.Tensor]
+    asked: list[torch.Tensor]
     order: float = float("nan")
     total_norm: torch.Tensor | None = None
     everywhere: bool = False
     finished: bool = False
-    asked: list[torch.Tensor] = field(default_factory=list)
+
+    @cached_property
+    def parameters(self) -> list[torch.Tensor]:
+        """Those whose gradients it scaled. To be asked for first while it runs: gradients come and go."""
+        return [p for p in self.asked if p.grad is not None]
 
 
 def install() -> list[Undo]:
@@ -116,10 +120,9 @@ def _describe(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ClipC
 
         parameters = argument(0, "parameters") if kind != "fsdp1" else args[0].parameters()
         asked = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        tensors = [p for p in asked if p.grad is not None]
         if kind == "value":
-            return ClipCall("value", number(argument(1, "clip_value")), tensors, asked=asked)
-        call = ClipCall("norm", number(argument(1, "max_norm")), tensors, asked=asked, everywhere=kind == "fsdp1")
+            return ClipCall("value", number(argument(1, "clip_value")), asked)
+        call = ClipCall("norm", number(argument(1, "max_norm")), asked, everywhere=kind == "fsdp1")
         if kind == "with_norm":
             call.total_norm, call.everywhere = _copy(given := argument(2, "total_norm")), _is_distributed(given)
         else:

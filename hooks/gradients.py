@@ -16,7 +16,18 @@ import torch
 
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.distributed import local, local_like
-from stabkit.hooks.signatures import Signatures, changed, chosen, none, places, signature, signatures, untouched, written
+from stabkit.hooks.signatures import (
+    Signatures,
+    changed,
+    chosen,
+    everywhere,
+    none,
+    places,
+    signature,
+    signatures,
+    untouched,
+    written,
+)
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import Batch, Later, Number, on_host
 from stabkit.metric import Array
@@ -315,9 +326,10 @@ class GradientLedger:
 
     def _places(self, call: ClipCall) -> list[int]:
         if id(call) not in self._known:
-            alike = len(call.parameters) == len(self.parameters) and all(map(is_, call.parameters, self.parameters))
-            ids = () if alike else map(id, call.parameters)
-            found = self._all if alike else [place for i in ids if (place := self._place.get(i)) is not None]
+            alike = len(call.asked) == len(self.parameters) and all(map(is_, call.asked, self.parameters))
+            everything = alike and self._seen is not None and everywhere(self._seen)
+            ids = () if everything else map(id, call.parameters)
+            found = self._all if everything else [place for i in ids if (place := self._place.get(i)) is not None]
             self._known[id(call)] = call, found
         return self._known[id(call)][1]
 

@@ -185,7 +185,8 @@ def _describe(node: Any) -> tuple[tuple[str, ...], tuple[tuple[Number, bool], ..
             factor = _other_of(node)
             if factor is not None:
                 factors.append((factor, name.startswith("Div")))
-        node = node.next_functions[0][0] if node.next_functions else None
+        following = node.next_functions  # made anew each time, for a node that joins hundreds of tensors
+        node = following[0][0] if following else None
     return tuple(operations), tuple(factors), tuple(items), weighed
 
 

@@ -195,6 +195,8 @@ class Measurement:
 
     def _unscale(self, carried_scale: float) -> None:
         """Take a scale off what was measured before the optimizer did."""
+        if carried_scale == 1:
+            return
         self.columns[:, _PLACE["momentum_dot"]] /= carried_scale
         if self._early:
             self._unscale_gradients(carried_scale)

@@ -77,7 +77,9 @@ class Quick(Measurement):
         self.signatures = table.signatures
         with_gradient = table.rows["grad"] != 0
         self.places = np.flatnonzero(with_gradient).tolist()
-        steps, counted = steps_of(self._optimizer, self._roster, groups, counts), np.array(counts)
+        counted = np.array(counts)
+        alike = counts[:1] if (counted == counts[0]).all() else counts
+        steps = steps_of(self._optimizer, self._roster, groups, alike)
         self._measure(steps, with_gradient, skipped.value > 0, counted)
         if len(self.places) < len(self.columns):
             self._stand_still(np.flatnonzero(~with_gradient).tolist(), copied=len(table.copies) == len(self.places))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stabkit.hooks.distributed import version
 from stabkit.hooks.statistics.native import finder
 
-__all__ = ["Signatures", "changed", "chosen", "none", "places", "signature", "signatures", "untouched", "written"]
+__all__ = ["Signatures", "changed", "chosen", "everywhere", "none", "places", "signature", "signatures", "untouched", "written"]
 
 Signatures: TypeAlias = bytes
 """int64 [n, 2]: (id, version) of each parameter's gradient, zeros where it has none. What is equal is equal byte for byte."""
@@ -34,6 +34,11 @@ def signature(grad: torch.Tensor | None) -> tuple[int, int]:
 def none(signed: Signatures) -> bool:
     """Whether there is no gradient at all."""
     return not any(signed)
+
+
+def everywhere(signed: Signatures) -> bool:
+    """Whether every parameter has a gradient."""
+    return bool(_table(signed)[:, 0].all())
 
 
 def places(signed: Signatures) -> list[int]:

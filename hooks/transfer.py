@@ -125,6 +125,8 @@ def reachable(tensor: torch.Tensor) -> bool:
 
 def _together(tensors: Sequence[torch.Tensor]) -> Array:
     """The elements of tensors on the host in a row."""
+    if tensors and all(tensor.dim() == 0 and tensor.dtype is torch.float64 for tensor in tensors):
+        return torch.stack(list(tensors)).numpy()  # as nearly always: a loss, a norm
     rows = [tensor.to(torch.float64).reshape(-1) for tensor in tensors]
     return torch.cat(rows).numpy() if rows else np.empty(0)
 

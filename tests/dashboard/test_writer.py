@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dashboard_log import LAYOUT, NAN, decoded, last, measured, record, scalars
 
-from stabkit.dashboard.writer import DashboardWriter
+from stabkit.dashboard.writer import DashboardWriter, _Stream
 from stabkit.metric import TENSOR_COLUMNS
 from stabkit.runlog import Layout, TensorInfo
 from stabkit.runlog.record import Group
@@ -147,3 +147,28 @@ def test_tags_that_tensorboard_can_hold(writer: DashboardWriter, tmp_path: Path,
     shown = last(tmp_path)
     assert f"modules/grad_norm/{tag}" in shown
     assert f"user/{tag}" in shown
+
+
+@pytest.mark.parametrize("spoiled", ["nothing", "an applied update", "a count", "a missing gradient", "weights of zero"])
+def test_the_short_way_to_a_modules_numbers_is_the_long_one(spoiled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    tensors = rng.lognormal(size=(len(LAYOUT.tensors), len(TENSOR_COLUMNS)))
+    place = {column.name: i for i, column in enumerate(TENSOR_COLUMNS)}
+    tensors[:, [place["grad_nonfinite"], place["weight_nonfinite"]]] = 0
+    tensors[:, place["applied_update_sumsq"]] = np.nan
+    where = {"an applied update": "applied_update_sumsq", "a count": "grad_nonfinite", "a missing gradient": "grad_sumsq"}
+    if spoiled in where:
+        tensors[0, place[where[spoiled]]] = np.nan if spoiled == "a missing gradient" else 2.0
+    if spoiled == "weights of zero":
+        tensors[:, place["weight_sumsq"]] = 0
+
+    def told() -> tuple[list[str], list[float]]:
+        stream = _Stream("")
+        stream.set_tensors(LAYOUT)
+        return stream.modules(record(1), tensors)
+
+    quickly = told()
+    monkeypatch.setattr(_Stream, "_plain_modules", lambda self, taken: None)
+    slowly = told()
+    assert quickly[0] == slowly[0]
+    assert quickly[1] == pytest.approx(slowly[1], rel=1e-14)
