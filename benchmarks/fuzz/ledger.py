@@ -89,7 +89,8 @@ def page(runs: list[Entry]) -> str:
     )  # fmt: skip
     return f"""# Fuzzing the readers
 
-{sum(run.inputs for run in runs):,} inputs, each within 5 s of its process's time and 2 GiB: `python -m benchmarks.fuzz --seed N --write`.
+{sum(run.inputs for run in runs):,} inputs, each within 5 s of its process's time and 2 GiB:
+`python -m benchmarks.fuzz --seed N --write`.
 
 | seed | on | Python | inputs | seconds | lines of stabkit reached | inputs that broke something |
 |---|---|---|---|---|---|---|
