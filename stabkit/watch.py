@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +28,8 @@ from stabkit.hooks.distributed import job, rank_and_world
 from stabkit.hooks.monitor import Monitor
 from stabkit.hooks.optimizer import unwrap
 from stabkit.live.verdicts import Verdicts
-from stabkit.runlog import Layout, RunWriter, StepRecord
+from stabkit.outputs import Outputs
+from stabkit.runlog import RunWriter
 from stabkit.runlog.writer import claim_directory
 
 __all__ = ["StabkitWarning", "Watch", "watch"]
@@ -100,68 +100,6 @@ class Watch:
             act(self._recorder)
         except Exception as error:
             _warn(f"a note could not be recorded ({type(error).__name__}: {error})")
-
-
-class _Outputs:
-    """Sends every record to the log and, if wanted, to TensorBoard. The log comes first and must not depend on the rest.
-
-    Of sharded tensors one process knows a part only: TensorBoard, which shows one process, is not given them.
-    """
-
-    def __init__(self, log: RunWriter, dashboard: DashboardWriter | None, first_step: int | None) -> None:
-        self._log, self._dashboard, self._first_step = log, dashboard, first_step
-        self._sharded: set[int] = set()  # the optimizers with sharded tensors
-
-    def layout(self, optimizer: int, layout: Layout) -> int:
-        if self._dashboard and any(tensor.shards > 1 for tensor in layout.tensors):
-            if not self._sharded:
-                self.event("not_shown", what="norms in TensorBoard", why="of sharded tensors one process knows a part only")
-            self._sharded.add(optimizer)
-        if self._dashboard:
-            self._guarded(lambda dashboard: dashboard.layout(optimizer, layout))
-        return self._log.layout(optimizer, layout)
-
-    def attempt(self, optimizer: int, count: int) -> tuple[int, int]:
-        first, self._first_step = self._first_step, None
-        return self._log.begin_attempt(optimizer, count, first)
-
-    def step(self, optimizer: int, record: StepRecord) -> None:
-        self._log.write(optimizer, record)
-        if record.step > 0:
-            shown = replace(record, tensors=None) if optimizer in self._sharded else record
-            self._guarded(lambda dashboard: dashboard.step(optimizer, shown))
-
-    def event(self, event: str, **details: Any) -> None:
-        self._log.event(event, **details)
-
-    def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
-        self._log.scalars(step, values, ahead)
-        self._guarded(lambda dashboard: dashboard.scalars(step, values))
-
-    def finding(self, finding: Finding) -> None:
-        self._guarded(lambda dashboard: dashboard.finding(finding))
-
-    def flush(self) -> None:
-        self._guarded(lambda dashboard: dashboard.flush())
-
-    def close(self, ended_by: str | None) -> None:
-        self._log.close(ended_by)
-
-    def close_dashboard(self) -> None:
-        """After the last findings, which come when the log is closed."""
-        self._guarded(lambda dashboard: dashboard.close())
-
-    def _guarded(self, act: Any) -> None:
-        if self._dashboard is None:
-            return
-        try:
-            act(self._dashboard)
-        except Exception as error:
-            self._dashboard = None
-            what = f"{type(error).__name__}: {error}"
-            _warn(f"TensorBoard output stopped ({what}); the run log goes on")
-            with suppress(Exception):
-                self.event("not_shown", what="TensorBoard, from here on", why=what)
 
 
 @contextmanager
@@ -257,8 +195,8 @@ def watch(
             _end("live verdicts could not be ended", verdicts.finish)  # after the log is closed: some rules wait for that
         if outputs:
             _end("TensorBoard output could not be ended", outputs.close_dashboard)
-        if lock is not None:
-            _end("the directory could not be given back", lambda: os.close(lock))
+        if outputs:
+            _end("the directory could not be given back", lambda: outputs.give_back(lock))
 
 
 def _end(trouble: str, act: Callable[[], None]) -> None:
@@ -278,7 +216,7 @@ def _place() -> tuple[int, int]:
         return 0, 1
 
 
-def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Outputs) -> Verdicts | None:
+def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: Outputs) -> Verdicts | None:
     def tell(finding: Finding) -> None:
         outputs.finding(finding)
         on_finding(finding)
@@ -293,7 +231,7 @@ def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Out
 def _attached(
     model: Any,
     optimizers: list[Any],
-    outputs: _Outputs,
+    outputs: Outputs,
     every: int,
     exact_updates: bool,
     forward: bool,
@@ -315,14 +253,14 @@ def _attached(
 
 def _open(
     directory: Path, facts: dict[str, Any], tensorboard: bool, first_step: int | None, rank: int
-) -> tuple[Path, int | None, _Outputs | None]:
+) -> tuple[Path, int | None, Outputs | None]:
     try:
         claimed, lock = claim_directory(directory, rank, job())
         try:
             if claimed != directory:
                 _warn(f"another process is recording into {directory}; this run is recorded into {claimed}")
             log = RunWriter(claimed, _versions() | facts, rank)
-            return claimed, lock, _Outputs(log, _dashboard(claimed, log) if tensorboard else None, first_step)
+            return claimed, lock, Outputs(log, _dashboard(claimed, log) if tensorboard else None, first_step, _warn)
         except BaseException:
             if lock is not None:
                 os.close(lock)

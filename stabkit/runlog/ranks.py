@@ -302,7 +302,7 @@ def joined_events(events: Mapping[int, Sequence[Mapping[str, Any]]]) -> tuple[Ma
                 joined.append({**event, "rank": rank})
     times = [event.get("time") for event in joined]
     if all(isinstance(time, (int, float)) for time in times):
-        joined.sort(key=lambda event: float(event["time"]))
+        joined.sort(key=lambda event: event["time"])  # as they are: a whole number may be too large for a float
     return tuple(joined)
 
 

@@ -27,7 +27,7 @@ from tests.breaking.injection import broken, functions_of
 from tests.breaking.training import STEPS, patchable, train
 
 PLACES = ("stabkit.hooks", "stabkit.runlog.writer", "stabkit.runlog.append", "stabkit.runlog.claim", "stabkit.dashboard.writer",
-          "stabkit.dashboard.events", "stabkit.watch")  # fmt: skip
+          "stabkit.dashboard.events", "stabkit.outbox", "stabkit.outputs", "stabkit.watch")  # fmt: skip
 GUARD = {
     "stabkit.hooks.dispatch.Nesting.__enter__": "adds one",
     "stabkit.hooks.dispatch.Nesting.__exit__": "takes one off",

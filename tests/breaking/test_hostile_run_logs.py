@@ -108,3 +108,11 @@ def test_a_rank_whose_layout_has_more_tensors_than_its_records(tmp_path: Path) -
     with bounded():
         run = ask(put(log | {name: lines(log[name], change)}, tmp_path / "log"))
     assert run is not None and any("names of the tensors are lost" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("moment", [10**400, -(10**400), True, "nan", None, []])
+def test_an_event_at_a_time_beyond_all_bounds(moment: Any, tmp_path: Path) -> None:
+    log = TARGETS["runlog"](tmp_path / "seeds")[1]
+    name = "rank00001/events.jsonl"
+    with bounded():
+        assert ask(put(log | {name: lines(log[name], lambda value: value.update(time=moment))}, tmp_path / "log")) is not None
