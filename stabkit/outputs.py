@@ -58,6 +58,9 @@ class Outputs:
 
     def _step(self, optimizer: int, record: StepRecord) -> None:
         self._log.write(optimizer, record)
+        if self._log.gone:
+            self._log.gone = False
+            self._begin_anew(record.step)
         if record.step > 0:
             shown = replace(record, tensors=None) if optimizer in self._sharded else record
             self._guarded(lambda dashboard: dashboard.step(optimizer, shown))
@@ -92,6 +95,16 @@ class Outputs:
         if lock is not None:
             self._outbox.do(lambda: os.close(lock))
         self._outbox.end()
+
+    def _begin_anew(self, step: int) -> None:
+        self._warn(
+            f"somebody has deleted or moved {self._log.directory} while it was written; what came before step {step} is there "
+            "no more, and recording goes on in its place"
+        )
+        if self._dashboard is not None:
+            self._guarded(lambda dashboard: dashboard.close())
+            self._dashboard = None
+            self._log.event("not_shown", what="TensorBoard, from here on", why="its file is gone")
 
     def _stalled(self, seconds: float) -> None:
         self._warn(

@@ -62,6 +62,7 @@ class Watch:
     def __init__(self, logdir: Path | None, monitor: Monitor | None, recorder: Recorder | None) -> None:
         self.logdir = logdir
         self._monitor, self._recorder = monitor, recorder
+        self._told = False
         self._ahead: bool | None = None  # whether batches are named at the top of the loop; None before the first
 
     def log(self, **scalars: Any) -> None:
@@ -99,7 +100,9 @@ class Watch:
         try:
             act(self._recorder)
         except Exception as error:
-            _warn(f"a note could not be recorded ({type(error).__name__}: {error})")
+            if not self._told:  # a full disk can refuse the notes of a million steps
+                self._told = True
+                _warn(f"a note could not be recorded ({type(error).__name__}: {error}); of others that cannot nothing is said")
 
 
 @contextmanager

@@ -34,8 +34,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(shim: Path, folder: Path, plan: dict[int, float]) -> dict[str, Any]:
-    environment = {**os.environ, "LD_PRELOAD": str(shim), "SLOW_UNDER": str(folder / "run"), "SLOW_SWITCH": str(folder / "switch"),
-                   "OMP_NUM_THREADS": "1"}  # fmt: skip
+    ours = {"LD_PRELOAD": shim, "SLOW_UNDER": folder / "run", "SLOW_SWITCH": folder / "switch", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {name: str(value) for name, value in ours.items()}
     command = [sys.executable, "-m", "tests.breaking.slow_training", folder / "run", folder / "switch", json.dumps(plan)]
     done = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=True)
     outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
