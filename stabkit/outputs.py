@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stabkit.dashboard.writer import DashboardWriter
 from stabkit.finding import Finding
 from stabkit.outbox import Outbox
 from stabkit.runlog import Layout, RunWriter, StepRecord
+
+if TYPE_CHECKING:
+    from stabkit.dashboard.writer import DashboardWriter
 
 __all__ = ["Outputs"]
 

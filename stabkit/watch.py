@@ -12,15 +12,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 import stabkit
-from stabkit.dashboard.writer import DashboardWriter
+from stabkit.ending import Ending
 from stabkit.errors import UsageError
 from stabkit.finding import Finding
 from stabkit.hooks import dispatch
@@ -31,6 +30,9 @@ from stabkit.live.verdicts import Verdicts
 from stabkit.outputs import Outputs
 from stabkit.runlog import RunWriter
 from stabkit.runlog.writer import claim_directory
+
+if TYPE_CHECKING:
+    from stabkit.dashboard.writer import DashboardWriter
 
 __all__ = ["StabkitWarning", "Watch", "watch"]
 
@@ -182,32 +184,34 @@ def watch(
     monitor = _attached(model, optimizers, outputs, every, exact_updates, forward, budget) if outputs else None
     verdicts = _judged(claimed, on_finding, outputs) if outputs and monitor and on_finding and rank == 0 else None
     del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
+    ending = _ending(monitor, outputs, verdicts, lock)
     ended_by: str | None = None
     try:
         yield Watch(claimed if outputs else None, monitor, outputs)
+    except GeneratorExit:
+        if not ending.over:
+            _warn("recording ends: nobody holds what stabkit.watch returned. Use it in a `with`, or keep it")
+        raise
     except BaseException as error:
         ended_by = type(error).__name__
         raise
     finally:
-        if monitor:
-            _end("recording could not be ended", monitor.detach)
-            _end("torch could not be restored", partial(dispatch.detach, monitor))  # done already, unless that failed
-        if outputs:
-            _end("the log could not be closed", lambda: outputs.close(ended_by))
-        if verdicts:
-            _end("live verdicts could not be ended", verdicts.finish)  # after the log is closed: some rules wait for that
-        if outputs:
-            _end("TensorBoard output could not be ended", outputs.close_dashboard)
-        if outputs:
-            _end("the directory could not be given back", lambda: outputs.give_back(lock))
+        ending.now(ended_by)
 
 
-def _end(trouble: str, act: Callable[[], None]) -> None:
-    """One of the things to be done at the end: where it fails the others are done all the same."""
-    try:
-        act()
-    except Exception as error:
-        _warn(f"{trouble} ({type(error).__name__}: {error}); `stabkit analyze` reads what was recorded all the same")
+def _ending(monitor: Monitor | None, outputs: Outputs | None, verdicts: Verdicts | None, lock: int | None) -> Ending:
+    ending = Ending(_warn)
+    if monitor:
+        ending.add("recording could not be ended", lambda _: monitor.detach())
+        ending.add("torch could not be restored", lambda _: dispatch.detach(monitor))  # done already, unless that failed
+    if outputs:
+        ending.add("the log could not be closed", outputs.close)
+    if verdicts:
+        ending.add("live verdicts could not be ended", lambda _: verdicts.finish())  # some rules wait for a closed log
+    if outputs:
+        ending.add("TensorBoard output could not be ended", lambda _: outputs.close_dashboard())
+        ending.add("the directory could not be given back", lambda _: outputs.give_back(lock))
+    return ending
 
 
 def _place() -> tuple[int, int]:
@@ -275,6 +279,8 @@ def _open(
 
 def _dashboard(directory: Path, log: RunWriter) -> DashboardWriter | None:
     try:
+        from stabkit.dashboard.writer import DashboardWriter  # here, because a broken tensorboard must not break the training
+
         return DashboardWriter(directory)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
