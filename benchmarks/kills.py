@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import signal
 import sys
@@ -20,13 +19,13 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import stabkit
+from benchmarks.heading import heading
 
 RESULTS = Path(__file__).parent / "results" / "KILLS.md"
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP, SIGCONT, SIGKILL", "SIGSTOP, SIGKILL")
@@ -130,8 +129,7 @@ def main() -> None:
         rows.append(f"| {kind} | {count} | {sum(t.told for t in own):,} | {sum(t.lost for t in own)} | {bad} |")
     text = f"""# Ended at random moments
 
-`python -m benchmarks.kills --trials {options.trials} --seed {options.seed} --write` on {date.today()},
-torch {torch.__version__}, Python {platform.python_version()}.
+{heading("benchmarks.kills")}
 
 | ended by | trials | steps finished | steps lost | logs that were not exact |
 |---|---|---|---|---|

@@ -105,6 +105,8 @@ What seed 0 gave to each target was not kept; the nine places it broke, all mend
 times more to do than it has cores: seven inputs took longer than 5 s by it, and tried again each took less than 0.1 s of its
 process's time, which is what is bounded and shown since.
 
+What breaks is mended before the next run and kept in tests/breaking/corpus/crashes.jsonl, which is read by every test run.
+
 {broken or "Nothing else broke."}
 """
 
