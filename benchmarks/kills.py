@@ -25,6 +25,8 @@ import torch
 from torch import nn
 
 import stabkit
+import stabkit.dashboard.writer
+import stabkit.watch  # here, once: each child would spend seconds on it
 from benchmarks.heading import heading
 
 RESULTS = Path(__file__).parent / "results" / "KILLS.md"
@@ -119,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         trials = []
-        for number in range(options.trials):  # two seconds each: what stabkit imports is imported in every child
+        for number in range(options.trials):
             trials.append(trial(Path(name) / str(number), chance))
             print(trials[-1], file=sys.stderr, flush=True)
     rows = []
