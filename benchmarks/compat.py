@@ -28,10 +28,11 @@ OLDEST = ("numpy==1.24.4", "scipy==1.10.1", "click==8.1.0", "rich==12.0.0", "ten
 """What setup.cfg asks for at least."""
 TESTS = (
     "tests/runlog/test_run.py", "tests/runlog/test_damage.py", "tests/hooks/test_safety.py", "tests/hooks/test_scaler.py",
-    "tests/hooks/test_loops.py", "tests/hooks/test_unchanged_bits.py", "tests/dashboard/test_writer.py",
+    "tests/hooks/test_loops.py", "tests/hooks/test_finding_the_loss.py", "tests/dashboard/test_writer.py",
     "tests/dashboard/test_event_file.py", "tests/sources", "tests/report/test_text_report.py", "tests/breaking/test_corpus.py",
-    "tests/analyzers/test_edges.py", "tests/test_cli.py",
+    "tests/breaking/test_faults_outside.py", "tests/breaking/test_two_threads.py", "tests/analyzers/test_edges.py",
 )  # fmt: skip
+"""Not those of the command line, which rest on click 8.2's way of running a command in a test; the acceptance runs commands."""
 LEFT_OUT = (".git", ".venv", "build", "*.so", "*.egg-info", "__pycache__")
 
 

@@ -26,6 +26,7 @@ from stabkit.hooks import dispatch
 from stabkit.hooks.distributed import job, rank_and_world
 from stabkit.hooks.monitor import Monitor
 from stabkit.hooks.optimizer import unwrap
+from stabkit.hooks.statistics import backend
 from stabkit.live.verdicts import Verdicts
 from stabkit.outputs import Outputs
 from stabkit.runlog import RunWriter
@@ -188,12 +189,11 @@ def watch(
     ended_by: str | None = None
     try:
         yield Watch(claimed if outputs else None, monitor, outputs)
-    except GeneratorExit:
-        if not ending.over:
-            _warn("recording ends: nobody holds what stabkit.watch returned. Use it in a `with`, or keep it")
-        raise
     except BaseException as error:
         ended_by = type(error).__name__
+        dropped = isinstance(error, GeneratorExit) and error.__traceback__ is not None and error.__traceback__.tb_next is None
+        if dropped and not ending.over:  # raised by no frame but ours
+            _warn("recording ends: nobody holds what stabkit.watch returned. Use it in a `with`, or keep it")
         raise
     finally:
         ending.now(ended_by)
@@ -295,6 +295,7 @@ def _versions() -> dict[str, Any]:
         "stabkit": stabkit.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
+        "statistics": backend(),
         "precision": str(torch.get_default_dtype()).removeprefix("torch."),
     }
 

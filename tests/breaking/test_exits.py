@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import stabkit
 
@@ -69,3 +72,17 @@ def test_a_callback_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None
     run = stabkit.load(tmp_path / "run")
     assert len(run.steps) == STEPS + 8
     assert [event["what"] for event in run.events if event["event"] == "live_fault"] == ["unfinished"]
+
+
+def test_a_generator_of_the_users_that_is_closed_inside_is_no_dropped_watch(tmp_path: Path) -> None:
+    def training() -> Iterator[int]:
+        with stabkit.watch(nn.Linear(2, 2), logdir=tmp_path / "run"):
+            yield 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps = training()
+        assert next(steps) == 1
+        steps.close()
+    events = stabkit.load(tmp_path / "run").events
+    assert [event["error"] for event in events if event["event"] == "close"] == ["GeneratorExit"]
