@@ -42,6 +42,7 @@ def check(way: str, code: int, error: str | None, logdir: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_watch_that_is_never_left_is_closed_before_the_process_ends(tmp_path: Path) -> None:
     assert check("never left", 0, None, tmp_path / "run") == ""
 

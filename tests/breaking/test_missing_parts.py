@@ -41,6 +41,7 @@ def check(logdir: Path, error: str) -> None:
     assert len([text for text in outcome["warned"] if "there will be no TensorBoard output" in text]) == 1
 
 
+@pytest.mark.slow
 def test_a_training_without_any_optional_part(tmp_path: Path) -> None:
     check(tmp_path / "run", "ImportError")
 

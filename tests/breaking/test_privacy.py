@@ -49,6 +49,7 @@ for command in (["analyze", logdir], ["analyze", logdir, "--format", "json"], ["
 """
 
 
+@pytest.mark.slow
 def test_no_process_of_ours_opens_a_connection(tmp_path: Path) -> None:
     """Audited from their start: the training, the process that judges it meanwhile, and what reads its log."""
     (tmp_path / "sitecustomize.py").write_text(AUDIT)
