@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 import stabkit
-from stabkit.ending import Ending
+from stabkit.ending import Act, Ending
 from stabkit.errors import UsageError
 from stabkit.finding import Finding
 from stabkit.hooks import dispatch
@@ -192,26 +193,42 @@ def watch(
     except BaseException as error:
         ended_by = type(error).__name__
         dropped = isinstance(error, GeneratorExit) and error.__traceback__ is not None and error.__traceback__.tb_next is None
-        if dropped and not ending.over:  # raised by no frame but ours
+        if dropped and ending and not ending.over:  # raised by no frame but ours
             _warn("recording ends: nobody holds what stabkit.watch returned. Use it in a `with`, or keep it")
         raise
     finally:
-        ending.now(ended_by)
+        if ending:
+            ending.now(ended_by)
 
 
-def _ending(monitor: Monitor | None, outputs: Outputs | None, verdicts: Verdicts | None, lock: int | None) -> Ending:
-    ending = Ending(_warn)
+def _ending(monitor: Monitor | None, outputs: Outputs | None, verdicts: Verdicts | None, lock: int | None) -> Ending | None:
+    """What is to be done at the end; None where that cannot be arranged, and what was begun has been taken back."""
+    try:
+        return Ending([*_acts(monitor, outputs, verdicts, lock)], _warn)
+    except Exception as error:
+        _warn(f"nothing will be recorded ({type(error).__name__}: {error}). The training goes on")
+        taken_back: list[Callable[[], None]] = []
+        if monitor:
+            taken_back += [monitor.detach, partial(dispatch.detach, monitor)]
+        if outputs:
+            taken_back += [partial(outputs.close, None), outputs.close_dashboard, partial(outputs.give_back, lock)]
+        for act in taken_back:
+            with suppress(Exception):
+                act()
+        return None
+
+
+def _acts(monitor: Monitor | None, outputs: Outputs | None, verdicts: Verdicts | None, lock: int | None) -> Iterator[Act]:
     if monitor:
-        ending.add("recording could not be ended", lambda _: monitor.detach())
-        ending.add("torch could not be restored", lambda _: dispatch.detach(monitor))  # done already, unless that failed
+        yield "recording could not be ended", lambda _: monitor.detach()
+        yield "torch could not be restored", lambda _: dispatch.detach(monitor)  # done already, unless that failed
     if outputs:
-        ending.add("the log could not be closed", outputs.close)
+        yield "the log could not be closed", outputs.close
     if verdicts:
-        ending.add("live verdicts could not be ended", lambda _: verdicts.finish())  # some rules wait for a closed log
+        yield "live verdicts could not be ended", lambda _: verdicts.finish()  # some rules wait for a closed log
     if outputs:
-        ending.add("TensorBoard output could not be ended", lambda _: outputs.close_dashboard())
-        ending.add("the directory could not be given back", lambda _: outputs.give_back(lock))
-    return ending
+        yield "TensorBoard output could not be ended", lambda _: outputs.close_dashboard()
+        yield "the directory could not be given back", lambda _: outputs.give_back(lock)
 
 
 def _place() -> tuple[int, int]:
