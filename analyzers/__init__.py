@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -127,15 +128,25 @@ def analyze(run: RunLog, analyzers: Iterable[Analyzer] = ANALYZERS) -> Diagnosis
     """
     chosen = tuple(analyzers)
     views = [run.optimizer(index) for index in range(len(run.streams))] or [replace(run, streams=(EMPTY,))]
-    per_view = [_gathered(chosen, view) for view in views]
+    per_view, told = [], []
+    for view in views:
+        of_view, trouble = _gathered(chosen, view)
+        per_view.append(of_view)
+        told += trouble
     steps = max((len(view.steps) for view in views), default=0)
     outcomes = tuple(outcomes[i] for i in range(len(chosen)) for outcomes in per_view)
-    return Diagnosis(path=run.path, source=run.source, steps=steps, outcomes=outcomes, notes=run.notes)
+    return Diagnosis(path=run.path, source=run.source, steps=steps, outcomes=outcomes, notes=(*run.notes, *told))
 
 
-def _gathered(analyzers: tuple[Analyzer, ...], view: RunLog) -> tuple[Outcome, ...]:
-    sweep_together(view, [make for analyzer in analyzers for make in _sweeps(analyzer, view)])
-    return gather((name_batches(judge(analyzer, view), view) for analyzer in analyzers), spacing(view.steps))
+def _gathered(analyzers: tuple[Analyzer, ...], view: RunLog) -> tuple[tuple[Outcome, ...], list[str]]:
+    """The outcomes, and a sentence where what led to what could not be told: the findings then stand by themselves."""
+    with suppress(Exception):  # each rule then reads for itself, and what breaks is told of the rule that it breaks
+        sweep_together(view, [make for analyzer in analyzers for make in _sweeps(analyzer, view)])
+    outcomes = tuple(judge(analyzer, view) for analyzer in analyzers)
+    try:
+        return gather((name_batches(outcome, view) for outcome in outcomes), spacing(view.steps)), []
+    except Exception as error:
+        return outcomes, [f"a fault of stabkit itself: what led to what could not be told ({type(error).__name__}: {error})"]
 
 
 def judge(analyzer: Analyzer, run: RunLog) -> Outcome:

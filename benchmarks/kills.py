@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import signal
 import sys
@@ -20,13 +19,15 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import stabkit
+import stabkit.dashboard.writer
+import stabkit.watch  # here, once: each child would spend seconds on it
+from benchmarks.heading import heading
 
 RESULTS = Path(__file__).parent / "results" / "KILLS.md"
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP, SIGCONT, SIGKILL", "SIGSTOP, SIGKILL")
@@ -120,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         trials = []
-        for number in range(options.trials):  # two seconds each: what stabkit imports is imported in every child
+        for number in range(options.trials):
             trials.append(trial(Path(name) / str(number), chance))
             print(trials[-1], file=sys.stderr, flush=True)
     rows = []
@@ -130,8 +131,7 @@ def main() -> None:
         rows.append(f"| {kind} | {count} | {sum(t.told for t in own):,} | {sum(t.lost for t in own)} | {bad} |")
     text = f"""# Ended at random moments
 
-`python -m benchmarks.kills --trials {options.trials} --seed {options.seed} --write` on {date.today()},
-torch {torch.__version__}, Python {platform.python_version()}.
+{heading("benchmarks.kills")}
 
 | ended by | trials | steps finished | steps lost | logs that were not exact |
 |---|---|---|---|---|

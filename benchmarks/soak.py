@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import torch
 from torch import nn
 
 import stabkit
+from benchmarks.heading import heading
 from benchmarks.tables import descriptors, memory, tables, threads
 
 RESULTS = Path(__file__).parent / "results" / "SOAK.md"
@@ -120,8 +119,7 @@ def main() -> None:
         places = f": {left[:9]}" if left else ""
         text = f"""# Soak
 
-`python -m benchmarks.soak --steps {options.steps} --runs {options.runs} --write` on {date.today()}, torch {torch.__version__},
-Python {platform.python_version()}, {platform.machine()}, one thread.
+{heading("benchmarks.soak")}
 
 | | {options.steps:,} steps, bare | {options.steps:,} steps, watched | {options.runs:,} runs of 20 steps |
 |---|---|---|---|

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
+from stabkit.hooks.faults import SeveralThreads
+
 __all__ = [
     "Monitor",
     "Nesting",
@@ -26,6 +28,7 @@ __all__ = [
     "notify",
     "patch_attribute",
     "patch_closure_cell",
+    "refuse_several_threads",
     "remembered",
     "trouble",
 ]
@@ -50,6 +53,10 @@ class Monitor(Protocol):
 
 _lock = threading.RLock()
 _monitors: tuple[Monitor, ...] = ()
+_homes: dict[int, int] = {}
+"""By `id` of each monitor the thread that attached it. What one such thread does is no business of another's monitor."""
+_at_once: set[int] = set()
+"""Threads that were seen in one of torch's functions while another thread was in it."""
 _undo: list[Undo] = []
 _process = os.getpid()
 
@@ -58,23 +65,44 @@ class Nesting:
     """Tells the outermost of nested calls: `with nesting as outermost`.
 
     One per patched thing and process, not per patch: a patch that another tool kept alive is then inside the current one, and
-    nothing is seen twice.
+    nothing is seen twice. Each thread nests by itself, but for those that Python did not make: of a reentrant checkpoint on a
+    GPU, the inner backward comes from a thread of torch.
     """
 
     def __init__(self) -> None:
-        self._depth = 0
+        self._depths: dict[int, int] = {}
 
     def __enter__(self) -> bool:
-        self._depth += 1
-        return self._depth == 1
+        here = threading.get_ident()
+        self._depths[here] = depth = self._depths.get(here, 0) + 1
+        if depth > 1 or len(self._depths) == 1:
+            return depth == 1
+        if here not in threading._active:  # type: ignore[attr-defined]  # `current_thread` would make it one of Python's
+            return False
+        _at_once.update(self._depths)
+        return True
 
     def __exit__(self, *_: object) -> None:
-        self._depth -= 1
+        here = threading.get_ident()
+        self._depths[here] -= 1
+        if not self._depths[here]:
+            del self._depths[here]
 
     @property
     def entered(self) -> bool:
-        """Whether any call is in progress."""
-        return self._depth > 0
+        """Whether this thread is inside any such call."""
+        return threading.get_ident() in self._depths
+
+
+def refuse_several_threads(stepping: set[int]) -> None:
+    """Note that this thread steps something; raise SeveralThreads if another does so, too, and they train at the same time.
+
+    Args:
+        stepping: The threads that were noted before; this one is added.
+    """
+    stepping.add(threading.get_ident())
+    if len(stepping) > 1 and len(stepping & _at_once) > 1:
+        raise SeveralThreads("two threads train at once under one stabkit.watch: let each enter one of its own")
 
 
 def attach(monitor: Monitor) -> None:
@@ -88,6 +116,7 @@ def attach(monitor: Monitor) -> None:
             except BaseException:
                 _restore()
                 raise
+        _homes[id(monitor)] = threading.get_ident()
         _monitors = (*_monitors, monitor)
 
 
@@ -96,6 +125,7 @@ def detach(monitor: Monitor) -> None:
     global _monitors
     with _lock:
         _monitors = tuple(m for m in _monitors if m is not monitor)
+        _homes.pop(id(monitor), None)
         if not _monitors:
             _restore()
 
@@ -168,8 +198,10 @@ def _tell(monitor: Monitor, where: str, error: Exception) -> None:
 
 
 def _deliver(event: str, *details: Any) -> None:
+    here = threading.get_ident()
+    has_own = here in list(_homes.values())
     for monitor in _monitors:
-        if not monitor.alive:
+        if not monitor.alive or (has_own and _homes.get(id(monitor)) != here):
             continue
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
-__all__ = ["Faults"]
+__all__ = ["Faults", "SeveralThreads"]
 
 _ALLOWED = 3
 _SIDES = {"clip_begin": "clip", "clip_end": "clip", "zeroed": "zeroing", "scheduler_step": "schedule", "autocast": "precision"}
 """What sees each event, where the rest of a record is true without it: such a part is given up by itself."""
+
+
+class SeveralThreads(RuntimeError):
+    """Two threads train at once what one `watch` looks at: what belongs to which step cannot be told, now or later."""
 
 
 class Faults:
@@ -35,7 +39,7 @@ class Faults:
         part = _SIDES.get(event, "")
         if not part:
             self._serious += not isinstance(error, OSError)  # a full disk may have room again later
-            self.all_over = self._serious >= _ALLOWED
+            self.all_over = self._serious >= _ALLOWED or isinstance(error, SeveralThreads)
             return ""
         self._of_part[part] += 1
         if self._of_part[part] != _ALLOWED:

@@ -67,6 +67,7 @@ class Monitor:
         self._autocast: set[str] = set()
         self._faults = Faults()
         self._told = self._captured = False
+        self._threads: set[int] = set()  # that its optimizers step in
 
     def attach(self) -> None:
         """Begin to receive events."""
@@ -263,6 +264,7 @@ class Monitor:
         self._watchlist.ownership.stepping(stepping)
         if watched is None:
             return
+        dispatch.refuse_several_threads(self._threads)
         watched.stepped = True
         watched.recorder.refresh(fully=not watched.recorder.begun)  # backward has looked
         if watched.laid_out is not watched.recorder.roster:

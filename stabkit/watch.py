@@ -12,25 +12,29 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 import stabkit
-from stabkit.dashboard.writer import DashboardWriter
+from stabkit.ending import Act, Ending
 from stabkit.errors import UsageError
 from stabkit.finding import Finding
 from stabkit.hooks import dispatch
 from stabkit.hooks.distributed import job, rank_and_world
 from stabkit.hooks.monitor import Monitor
 from stabkit.hooks.optimizer import unwrap
+from stabkit.hooks.statistics import backend
 from stabkit.live.verdicts import Verdicts
-from stabkit.runlog import Layout, RunWriter, StepRecord
+from stabkit.outputs import Outputs
+from stabkit.runlog import RunWriter
 from stabkit.runlog.writer import claim_directory
+
+if TYPE_CHECKING:
+    from stabkit.dashboard.writer import DashboardWriter
 
 __all__ = ["StabkitWarning", "Watch", "watch"]
 
@@ -62,6 +66,7 @@ class Watch:
     def __init__(self, logdir: Path | None, monitor: Monitor | None, recorder: Recorder | None) -> None:
         self.logdir = logdir
         self._monitor, self._recorder = monitor, recorder
+        self._told = False
         self._ahead: bool | None = None  # whether batches are named at the top of the loop; None before the first
 
     def log(self, **scalars: Any) -> None:
@@ -99,69 +104,9 @@ class Watch:
         try:
             act(self._recorder)
         except Exception as error:
-            _warn(f"a note could not be recorded ({type(error).__name__}: {error})")
-
-
-class _Outputs:
-    """Sends every record to the log and, if wanted, to TensorBoard. The log comes first and must not depend on the rest.
-
-    Of sharded tensors one process knows a part only: TensorBoard, which shows one process, is not given them.
-    """
-
-    def __init__(self, log: RunWriter, dashboard: DashboardWriter | None, first_step: int | None) -> None:
-        self._log, self._dashboard, self._first_step = log, dashboard, first_step
-        self._sharded: set[int] = set()  # the optimizers with sharded tensors
-
-    def layout(self, optimizer: int, layout: Layout) -> int:
-        if self._dashboard and any(tensor.shards > 1 for tensor in layout.tensors):
-            if not self._sharded:
-                self.event("not_shown", what="norms in TensorBoard", why="of sharded tensors one process knows a part only")
-            self._sharded.add(optimizer)
-        if self._dashboard:
-            self._guarded(lambda dashboard: dashboard.layout(optimizer, layout))
-        return self._log.layout(optimizer, layout)
-
-    def attempt(self, optimizer: int, count: int) -> tuple[int, int]:
-        first, self._first_step = self._first_step, None
-        return self._log.begin_attempt(optimizer, count, first)
-
-    def step(self, optimizer: int, record: StepRecord) -> None:
-        self._log.write(optimizer, record)
-        if record.step > 0:
-            shown = replace(record, tensors=None) if optimizer in self._sharded else record
-            self._guarded(lambda dashboard: dashboard.step(optimizer, shown))
-
-    def event(self, event: str, **details: Any) -> None:
-        self._log.event(event, **details)
-
-    def scalars(self, step: int, values: dict[str, Any], ahead: bool = False) -> None:
-        self._log.scalars(step, values, ahead)
-        self._guarded(lambda dashboard: dashboard.scalars(step, values))
-
-    def finding(self, finding: Finding) -> None:
-        self._guarded(lambda dashboard: dashboard.finding(finding))
-
-    def flush(self) -> None:
-        self._guarded(lambda dashboard: dashboard.flush())
-
-    def close(self, ended_by: str | None) -> None:
-        self._log.close(ended_by)
-
-    def close_dashboard(self) -> None:
-        """After the last findings, which come when the log is closed."""
-        self._guarded(lambda dashboard: dashboard.close())
-
-    def _guarded(self, act: Any) -> None:
-        if self._dashboard is None:
-            return
-        try:
-            act(self._dashboard)
-        except Exception as error:
-            self._dashboard = None
-            what = f"{type(error).__name__}: {error}"
-            _warn(f"TensorBoard output stopped ({what}); the run log goes on")
-            with suppress(Exception):
-                self.event("not_shown", what="TensorBoard, from here on", why=what)
+            if not self._told:  # a full disk can refuse the notes of a million steps
+                self._told = True
+                _warn(f"a note could not be recorded ({type(error).__name__}: {error}); of others that cannot nothing is said")
 
 
 @contextmanager
@@ -241,32 +186,49 @@ def watch(
     monitor = _attached(model, optimizers, outputs, every, exact_updates, forward, budget) if outputs else None
     verdicts = _judged(claimed, on_finding, outputs) if outputs and monitor and on_finding and rank == 0 else None
     del model, optimizer, optimizers  # one that is replaced inside the `with` must not live longer than it would without us
+    ending = _ending(monitor, outputs, verdicts, lock)
     ended_by: str | None = None
     try:
         yield Watch(claimed if outputs else None, monitor, outputs)
     except BaseException as error:
         ended_by = type(error).__name__
+        dropped = isinstance(error, GeneratorExit) and error.__traceback__ is not None and error.__traceback__.tb_next is None
+        if dropped and ending and not ending.over:  # raised by no frame but ours
+            _warn("recording ends: nobody holds what stabkit.watch returned. Use it in a `with`, or keep it")
         raise
     finally:
-        if monitor:
-            _end("recording could not be ended", monitor.detach)
-            _end("torch could not be restored", partial(dispatch.detach, monitor))  # done already, unless that failed
-        if outputs:
-            _end("the log could not be closed", lambda: outputs.close(ended_by))
-        if verdicts:
-            _end("live verdicts could not be ended", verdicts.finish)  # after the log is closed: some rules wait for that
-        if outputs:
-            _end("TensorBoard output could not be ended", outputs.close_dashboard)
-        if lock is not None:
-            _end("the directory could not be given back", lambda: os.close(lock))
+        if ending:
+            ending.now(ended_by)
 
 
-def _end(trouble: str, act: Callable[[], None]) -> None:
-    """One of the things to be done at the end: where it fails the others are done all the same."""
+def _ending(monitor: Monitor | None, outputs: Outputs | None, verdicts: Verdicts | None, lock: int | None) -> Ending | None:
+    """What is to be done at the end; None where that cannot be arranged, and what was begun has been taken back."""
     try:
-        act()
+        return Ending([*_acts(monitor, outputs, verdicts, lock)], _warn)
     except Exception as error:
-        _warn(f"{trouble} ({type(error).__name__}: {error}); `stabkit analyze` reads what was recorded all the same")
+        _warn(f"nothing will be recorded ({type(error).__name__}: {error}). The training goes on")
+        taken_back: list[Callable[[], None]] = []
+        if monitor:
+            taken_back += [monitor.detach, partial(dispatch.detach, monitor)]
+        if outputs:
+            taken_back += [partial(outputs.close, None), outputs.close_dashboard, partial(outputs.give_back, lock)]
+        for act in taken_back:
+            with suppress(Exception):
+                act()
+        return None
+
+
+def _acts(monitor: Monitor | None, outputs: Outputs | None, verdicts: Verdicts | None, lock: int | None) -> Iterator[Act]:
+    if monitor:
+        yield "recording could not be ended", lambda _: monitor.detach()
+        yield "torch could not be restored", lambda _: dispatch.detach(monitor)  # done already, unless that failed
+    if outputs:
+        yield "the log could not be closed", outputs.close
+    if verdicts:
+        yield "live verdicts could not be ended", lambda _: verdicts.finish()  # some rules wait for a closed log
+    if outputs:
+        yield "TensorBoard output could not be ended", lambda _: outputs.close_dashboard()
+        yield "the directory could not be given back", lambda _: outputs.give_back(lock)
 
 
 def _place() -> tuple[int, int]:
@@ -278,7 +240,7 @@ def _place() -> tuple[int, int]:
         return 0, 1
 
 
-def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Outputs) -> Verdicts | None:
+def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: Outputs) -> Verdicts | None:
     def tell(finding: Finding) -> None:
         outputs.finding(finding)
         on_finding(finding)
@@ -293,7 +255,7 @@ def _judged(directory: Path, on_finding: Callable[[Finding], Any], outputs: _Out
 def _attached(
     model: Any,
     optimizers: list[Any],
-    outputs: _Outputs,
+    outputs: Outputs,
     every: int,
     exact_updates: bool,
     forward: bool,
@@ -315,14 +277,14 @@ def _attached(
 
 def _open(
     directory: Path, facts: dict[str, Any], tensorboard: bool, first_step: int | None, rank: int
-) -> tuple[Path, int | None, _Outputs | None]:
+) -> tuple[Path, int | None, Outputs | None]:
     try:
         claimed, lock = claim_directory(directory, rank, job())
         try:
             if claimed != directory:
                 _warn(f"another process is recording into {directory}; this run is recorded into {claimed}")
             log = RunWriter(claimed, _versions() | facts, rank)
-            return claimed, lock, _Outputs(log, _dashboard(claimed, log) if tensorboard else None, first_step)
+            return claimed, lock, Outputs(log, _dashboard(claimed, log) if tensorboard else None, first_step, _warn)
         except BaseException:
             if lock is not None:
                 os.close(lock)
@@ -334,6 +296,8 @@ def _open(
 
 def _dashboard(directory: Path, log: RunWriter) -> DashboardWriter | None:
     try:
+        from stabkit.dashboard.writer import DashboardWriter  # here, because a broken tensorboard must not break the training
+
         return DashboardWriter(directory)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
@@ -348,6 +312,7 @@ def _versions() -> dict[str, Any]:
         "stabkit": stabkit.__version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
+        "statistics": backend(),
         "precision": str(torch.get_default_dtype()).removeprefix("torch."),
     }
 

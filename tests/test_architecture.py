@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = {
-    *("metric", "errors", "beside", "finding", "runlog", "hooks", "analyzers"),
+    *("metric", "errors", "beside", "outbox", "outputs", "ending", "finding", "runlog", "hooks", "analyzers"),
     *("sources", "report", "compare", "dashboard", "live", "watch", "notebook", "demo", "cli"),
 }
 ALWAYS = {"metric", "errors", "__version__"}
@@ -18,6 +18,9 @@ ARROWS = {
     "metric": set(),
     "errors": set(),
     "beside": set(),
+    "outbox": set(),
+    "ending": set(),
+    "outputs": {"outbox", "dashboard", "finding", "runlog"},
     "finding": set(),
     "runlog": set(),
     "hooks": {"runlog"},
@@ -27,7 +30,7 @@ ARROWS = {
     "compare": {"report", "runlog"},
     "dashboard": {"beside", "report", "analyzers", "finding", "runlog"},
     "live": {"beside", "analyzers", "finding", "report", "runlog"},
-    "watch": {"hooks", "runlog", "dashboard", "live", "finding"},
+    "watch": {"outputs", "ending", "hooks", "runlog", "dashboard", "live", "finding"},
     "notebook": {"report", "analyzers", "finding", "runlog"},
     "demo": {"watch", "load", "analyze"},
     "cli": ROOMS - {"hooks", "cli"},

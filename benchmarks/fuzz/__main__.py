@@ -11,16 +11,17 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 from benchmarks.fuzz import corpus
 from benchmarks.fuzz.coverage import Lines
+from benchmarks.fuzz.ledger import Entry, Target, enter
 from benchmarks.fuzz.mutate import Files, mutated
-from benchmarks.fuzz.targets import SECONDS, TARGETS, ask, bounded, judge, put, read
+from benchmarks.fuzz.targets import TARGETS, ask, bounded, judge, put, read
 from stabkit.errors import StabkitError
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "FUZZ.md"
 _MEMORY = 2 * 2**30
 """Bytes of address space that one input may add."""
 _JUDGED, _ASKED = 2000, 20
@@ -28,6 +29,8 @@ _JUDGED, _ASKED = 2000, 20
 each that reached something new; the rest is read into columns."""
 _OWN_SHARE = 20
 """One input in so many is a log of stabkit: those take ten times as long."""
+_TOLD = 30.0
+"""Seconds between two entries in the ledger: a run that is killed loses no more."""
 
 
 class Fuzzer:
@@ -36,7 +39,7 @@ class Fuzzer:
     Attributes:
         crashes: How often each place broke, by "Error at file:line".
         inputs: How many were tried.
-        slowest: Seconds of the slowest.
+        slowest: Seconds of this process's own time that the slowest took.
         refused: How many were refused with a StabkitError.
     """
 
@@ -62,7 +65,7 @@ class Fuzzer:
         """Read a log; whether it reached anything new."""
         self.inputs += 1
         path = put(log, self._folder / "log")
-        begin = time.perf_counter()
+        begin = time.process_time()
         new = False
         try:
             with self._lines.watching() as news, bounded():
@@ -76,7 +79,7 @@ class Fuzzer:
             new = news()
         except Exception as error:
             self._note(error, log)
-        self.slowest = max(self.slowest, time.perf_counter() - begin)
+        self.slowest = max(self.slowest, time.process_time() - begin)
         if new:
             self.kept.append(log)
         return new
@@ -102,29 +105,33 @@ def main() -> None:
     shm = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=shm) as folder:
         fuzzers = [Fuzzer(name, Path(folder) / name, lines, options.seed) for name in options.targets]
+
+        def tell() -> None:
+            entry = _entry(fuzzers, lines, time.perf_counter() - began, options.seed)
+            broken = sum(len(of.broken) for of in entry.targets.values())
+            print(f"{entry.inputs:,} inputs in {entry.seconds:,} s, {entry.lines:,} lines, {broken} places broke", flush=True)
+            if options.write:
+                enter(entry)
+                for fuzzer in fuzzers:
+                    corpus.write(fuzzer.name, [log for log in fuzzer.kept if sum(map(len, log.values())) < 20_000])
+
         try:
-            _run(fuzzers, lines, options.inputs)
+            _run(fuzzers, options.inputs, tell)
         except KeyboardInterrupt:
             pass
-        text = _told(fuzzers, lines, time.perf_counter() - began, options.seed)
-        print(text)
-        if options.write:
-            RESULTS.write_text(text)
-            for fuzzer in fuzzers:
-                corpus.write(fuzzer.name, [log for log in fuzzer.kept if sum(map(len, log.values())) < 20_000])
+        tell()
 
 
-def _run(fuzzers: list[Fuzzer], lines: Lines, inputs: int) -> None:
+def _run(fuzzers: list[Fuzzer], inputs: int, tell: Callable[[], None]) -> None:
     told, number = time.perf_counter(), 0
-    while (done := sum(f.inputs for f in fuzzers)) < inputs:
+    while sum(f.inputs for f in fuzzers) < inputs:
         number += 1
         for fuzzer in fuzzers:
             if fuzzer.name != "runlog" or number % (_OWN_SHARE // len(fuzzers)) == 0 or len(fuzzers) == 1:
                 fuzzer.go()
-        if time.perf_counter() - told > 30:
+        if time.perf_counter() - told > _TOLD:
+            tell()
             told = time.perf_counter()
-            crashes = sum(len(f.crashes) for f in fuzzers)
-            print(f"{done:,} inputs, {len(lines.reached):,} lines, {crashes} places broke", flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -136,25 +143,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _told(fuzzers: list[Fuzzer], lines: Lines, seconds: float, seed: int) -> str:
-    total = sum(f.inputs for f in fuzzers)
-    table = "\n".join(
-        f"| {f.name} | {f.inputs:,} | {f.refused:,} | {len(f.kept)} | {f.slowest:.2f} | {sum(f.crashes.values())} |"
-        for f in fuzzers
-    )
-    broken = "\n".join(f"- {f.name}: {place} ({count} times)" for f in fuzzers for place, count in f.crashes.most_common())
-    return f"""# Fuzzing the readers
-
-`python -m benchmarks.fuzz --inputs {total} --seed {seed} --write` on {date.today()}, Python {platform.python_version()}:
-{total:,} inputs in {seconds:,.0f} s, {len(lines.reached):,} lines of stabkit reached. An input may take {SECONDS:.0f} s and
-{_MEMORY // 2**30} GiB.
-
-| target | inputs | refused with a StabkitError | kept in the corpus | slowest, s | crashes |
-|---|---|---|---|---|---|
-{table}
-
-{broken or "Nothing broke."}
-"""
+def _entry(fuzzers: list[Fuzzer], lines: Lines, seconds: float, seed: int) -> Entry:
+    targets = {f.name: Target(f.inputs, f.refused, len(f.kept), round(f.slowest, 2), dict(f.crashes)) for f in fuzzers}
+    inputs = sum(f.inputs for f in fuzzers)
+    return Entry(seed, str(date.today()), platform.python_version(), inputs, round(seconds), len(lines.reached), targets)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ROW_DTYPE = np.dtype(
 def _load() -> Any:
     try:
         module = import_module("stabkit.hooks.statistics._one_pass")
-    except ImportError:
+    except Exception:  # not built, or built for something else: whatever that raises
         return None
     stale = ROW.size != module.ROW_BYTES or not hasattr(module, "bind")  # a build of another version
     return None if stale else module

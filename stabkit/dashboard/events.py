@@ -46,7 +46,7 @@ def _load_checksum() -> tuple[Callable[[bytes], int], bool]:
             warnings.simplefilter("ignore")  # it warns when it has no C part; EventFile says it in our words
             import google_crc32c
         return google_crc32c.value, google_crc32c.implementation == "c"
-    except ImportError:
+    except Exception:  # not installed, or broken, whatever that raises
         from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c
 
         return crc32c, False

@@ -165,11 +165,15 @@ def _time(view: RunLog, row: int) -> float:
 
 
 def _known(view: RunLog, since: float) -> int:
-    """The last step that was recorded before a time: all that is found up to it was known then."""
+    """The last step that was recorded before a time: all that is found up to it was known then.
+
+    Later ones were not, also where the clock has been put back since.
+    """
     times = view.stream.step_values.get("time")
     if times is None:
         return -1
-    return int(np.max(view.steps[times < since], initial=-1))
+    later = np.flatnonzero(times >= since)
+    return int(np.max(view.steps[: later[0]] if len(later) else view.steps[times < since], initial=-1))
 
 
 def _sizes(path: Path) -> dict[str, tuple[int, int]]:

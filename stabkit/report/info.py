@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -71,6 +72,7 @@ def facts(run: RunLog) -> dict[str, str]:
         "processes": _processes(run),
         "budget": _budget(run),
         "thinned": _thinned(run),
+        "disk": _disk(run),
         "updates": "measured from a copy of the weights" if noted.get("exact_updates") else "",
         **_sources(run),
     }
@@ -95,6 +97,16 @@ def _thinned(run: RunLog) -> str:
     return f"of old steps one in {shares} kept its tensors, besides those that stand out and what surrounds them"
 
 
+def _disk(run: RunLog) -> str:
+    """That writing took seconds, and what was lost by it."""
+    slow = _events(run, "slow_disk")
+    took = [event["seconds"] for event in slow if isinstance(event.get("seconds"), float) and math.isfinite(event["seconds"])]
+    if not took:
+        return ""
+    lost = sum(event["lost"] for event in slow if isinstance(event.get("lost"), int))
+    return f"stalled, for {duration(max(took))} at most" + (f"; {count(lost, 'record')} found no room" if lost else "")
+
+
 def _sources(run: RunLog) -> dict[str, str]:
     """Of a log of another tool: which column was taken for what, and which were left alone."""
     taken, guessed = run.facts.get("taken", {}), run.facts.get("guessed", ())
@@ -117,7 +129,7 @@ def _when(run: RunLog) -> str:
     times = times[np.isfinite(times)]
     if not len(times):
         return ""
-    took, pace = float(times[-1] - times[0]), float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    took, pace = float(np.maximum(np.diff(times), 0).sum()), float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     start = datetime.fromtimestamp(float(times[0])).astimezone()
     return f"{start:%Y-%m-%d %H:%M %Z}, {duration(took)}" + (f", {duration(pace)} a step" if pace > 0 else "")
 

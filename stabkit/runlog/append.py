@@ -1,6 +1,7 @@
 """Files that only grow: every record and every line is one `write`, and a write that did not go through is taken back.
 
-A killed process therefore loses the record in flight and nothing else; a full disk, the records that found no room.
+A killed process therefore loses the record in flight and nothing else; a full disk, the records that found no room. A file that
+was deleted takes what was in it along; what comes then goes into a new one.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class LineFile:
     def append(self, value: dict[str, Any]) -> None:
         """Add a line. Raises OSError, and leaves the file as it was, where the disk refuses."""
         with self._lock:
+            if self._file is not None and _deleted(self._file):
+                self._let_go()
             if self._file is None:
                 self._file = os.open(self._path, os.O_CREAT | os.O_APPEND | _FLAGS, 0o644)
             try:
@@ -53,6 +56,11 @@ class LineFile:
             finally:
                 if self._closed:
                     self._let_go()
+
+    def anew(self) -> None:
+        """The next line goes into what is then found at the path."""
+        with self._lock:
+            self._let_go()
 
     def size(self) -> int:
         """Length in bytes, 0 where there is no file."""
@@ -79,6 +87,11 @@ class SegmentFile:
         self._record = np.zeros(1, dtype)
         self._file = os.open(_new_file(directory, kind, npy_header(dtype, capacity, closed=False)), _FLAGS)
 
+    @property
+    def deleted(self) -> bool:
+        """Whether nobody will ever read it."""
+        return _deleted(self._file)
+
     def append(self, fill: Callable[[Records], None]) -> None:
         """Add the record that `fill` sets the fields of. On OSError the file still ends in a whole record."""
         fill(self._record)
@@ -100,6 +113,9 @@ class StreamWriter:
         directory: Where its segments go.
         segment_steps: How many records a segment takes; of tensors fewer, where they are large.
         rolled: Called when a segment of tensors is full and was closed.
+
+    Attributes:
+        gone: Whether what was written before is there no more, deleted or moved away. A new segment goes on in its place.
     """
 
     def __init__(
@@ -109,6 +125,7 @@ class StreamWriter:
         self._capacity = segment_steps
         self._rolled = rolled
         self._open: dict[str, SegmentFile] = {}
+        self.gone = self._begun = False
 
     def write(self, record: StepRecord) -> None:
         """Append the step and then, where it was measured, its tensors: a tensor record always has its step before it.
@@ -134,6 +151,10 @@ class StreamWriter:
 
     def _segment(self, kind: str, dtype: np.dtype[Any]) -> SegmentFile:
         segment = self._open.get(kind)
+        if segment is not None and segment.deleted:
+            self.gone = True
+            self.close()
+            segment = None
         if segment is not None and (segment.count >= segment.capacity or segment.dtype != dtype):
             del self._open[kind]
             segment.close()
@@ -141,10 +162,16 @@ class StreamWriter:
             if kind == "tensors":
                 self._rolled()
         if segment is None:
+            self.gone |= self._begun and not self.directory.exists()
+            self._begun = True
             self.directory.mkdir(parents=True, exist_ok=True)
             room = max(_LEAST, SEGMENT_BYTES // dtype.itemsize) if kind == "tensors" else self._capacity
             segment = self._open[kind] = SegmentFile(self.directory, kind, dtype, min(self._capacity, room))
         return segment
+
+
+def _deleted(file: int) -> bool:
+    return os.fstat(file).st_nlink == 0
 
 
 def _new_file(directory: Path, kind: str, header: bytes) -> Path:

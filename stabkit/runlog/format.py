@@ -13,6 +13,8 @@ A segment is an ordinary .npy file of fixed-size records. While it is open its h
 file is shorter; on closing, the header is rewritten with the true count, and NumPy alone opens it: an array
 [steps, tensors] is `numpy.load("tensors-000000.npy", mmap_mode="r")["tensors"]["grad_absmax"]`. The header ends in a
 comment, which NumPy skips: the format's version, whether the segment is closed, and the CRC-32 of the header.
+
+A log of every released version is kept in tests/runlog/logs and read by every test run; keep_log.py beside it keeps the next.
 """
 
 from __future__ import annotations

@@ -178,8 +178,9 @@ class _Tables:
         self.tensors = tuple(infos.values())
         self.steps: Steps = np.unique(np.concatenate([part.stream.tensor_steps for part in parts]))
         self.notes: list[str] = []
-        self.spread = len({frozenset(info.name for info in part.stream.tensors) for part in parts}) > 1
         self._position = {name: i for i, name in enumerate(infos)}
+        self._named = [{info.name for info in part.stream.tensors} for part in parts]
+        self.spread = len(set(map(frozenset, self._named))) > 1
         self._rows = [np.searchsorted(self.steps, part.stream.tensor_steps) for part in parts]
         self._blocks = self._plan()
         names = dict.fromkeys(name for part in parts for name in part.stream.columns)
@@ -218,7 +219,7 @@ class _Tables:
         for i, (number, part) in enumerate(zip(pattern, self._parts, strict=True)):
             layout = part.layouts[number] if 0 <= number < len(part.layouts) else None
             infos = layout.tensors if layout else part.stream.tensors if number >= 0 else ()
-            for info in infos:
+            for info in (info for info in infos if info.name in self._named[i]):  # a layout that fits no record names nothing
                 holders.setdefault(info.name, {}).setdefault(info.replica, []).append((i, info.shards))
                 self.spread = self.spread or info.shards > 1
         complete: dict[tuple[int, ...], list[str]] = {}
@@ -301,7 +302,7 @@ def joined_events(events: Mapping[int, Sequence[Mapping[str, Any]]]) -> tuple[Ma
                 joined.append({**event, "rank": rank})
     times = [event.get("time") for event in joined]
     if all(isinstance(time, (int, float)) for time in times):
-        joined.sort(key=lambda event: float(event["time"]))
+        joined.sort(key=lambda event: event["time"])  # as they are: a whole number may be too large for a float
     return tuple(joined)
 
 

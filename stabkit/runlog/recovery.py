@@ -47,7 +47,8 @@ class Manifest:
         try:
             found.facts = dict(data["facts"])
             for optimizer, layouts in data["layouts"].items():
-                found.layouts[_below(_MOST_OPTIMIZERS, optimizer)] = [layout and Layout.from_json(layout) for layout in layouts]
+                known = [None if layout is None else Layout.from_json(layout) for layout in layouts]
+                found.layouts[_below(_MOST_OPTIMIZERS, optimizer)] = known
             found.line_bytes = {str(name): int(size) for name, size in data.get("line_bytes", {}).items()}
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             found.notes.append(f"run.json holds something unexpected ({type(error).__name__}: {error})")

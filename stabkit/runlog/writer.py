@@ -33,6 +33,11 @@ class RunWriter:
     Belongs to the process that made it: in a forked child every method does nothing.
 
     Steps come from one thread at a time; events and scalars from any.
+
+    Attributes:
+        directory: Where it writes.
+        manifest: What run.json says.
+        gone: Whether somebody has deleted the log, or moved it away, while it was written. It goes on from there in its place.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class RunWriter:
                 "Choose another directory for this run."
             )
         self.manifest = Manifest(SCHEMA_VERSION, found.facts | facts, found.layouts)
+        self.gone = False
         self._process = os.getpid()
         self._segment_steps = segment_steps
         self._limit = limit
@@ -134,7 +140,11 @@ class RunWriter:
         if record.step > 0:
             self._stepped.add(optimizer)
             self._past.last_steps[optimizer, record.attempt] = record.step
-        self._streams[optimizer].write(record)
+        stream = self._streams[optimizer]
+        stream.write(record)
+        if stream.gone:
+            self.gone, stream.gone = True, False
+            self._begin_anew(record.step)
         if self._unsaved:
             self._save_manifest()
 
@@ -182,6 +192,18 @@ class RunWriter:
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def _begin_anew(self, step: int) -> None:
+        """What was written is gone: what describes it is written once more."""
+        self._unsaved = True
+        for line in self._lines.values():
+            line.anew()
+        self._note("open", schema=SCHEMA_VERSION, facts=self.manifest.facts)
+        for optimizer, known in self.manifest.layouts.items():
+            for index, layout in enumerate(known):
+                if layout:
+                    self._note("layout", optimizer=optimizer, index=index, layout=layout.to_json())
+        self._note("gone", step=step)
 
     def _new_segments(self, optimizer: int) -> None:
         if optimizer in self._streams:

@@ -27,7 +27,7 @@ from tests.breaking.injection import broken, functions_of
 from tests.breaking.training import STEPS, patchable, train
 
 PLACES = ("stabkit.hooks", "stabkit.runlog.writer", "stabkit.runlog.append", "stabkit.runlog.claim", "stabkit.dashboard.writer",
-          "stabkit.dashboard.events", "stabkit.watch")  # fmt: skip
+          "stabkit.dashboard.events", "stabkit.outbox", "stabkit.outputs", "stabkit.ending", "stabkit.watch")  # fmt: skip
 GUARD = {
     "stabkit.hooks.dispatch.Nesting.__enter__": "adds one",
     "stabkit.hooks.dispatch.Nesting.__exit__": "takes one off",
@@ -43,7 +43,7 @@ GUARD = {
     "stabkit.hooks.optimizer.unwrap": "asked of the user's arguments, too",
     "stabkit.watch._warn": "how the user is told",
     "stabkit.hooks.monitor.Monitor.fault": "how the log is told",
-    "stabkit.watch._end": "one try",
+    "stabkit.ending.Ending.now": "a try around each act",
     "stabkit.watch.Watch.__init__": "keeps three things",
     "stabkit.watch.Watch.log": "called by the user's loop",
     "stabkit.watch.Watch.mark": "called by the user's loop",

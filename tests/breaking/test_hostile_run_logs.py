@@ -87,3 +87,32 @@ def test_optimizers_numbered_beyond_all_bounds(log: Files, tmp_path: Path) -> No
 
     with bounded():
         ask(put(log | {name: lines(log[name], change)}, tmp_path / "log"))
+
+
+@pytest.mark.parametrize("empty", [{}, [], "", 0, False])
+def test_a_layout_that_is_empty(log: Files, empty: Any, tmp_path: Path) -> None:
+    name = RANK + "run.json"
+    changed = lines(log[name], lambda value: value["layouts"].update({"0": [empty, empty]}))
+    with bounded():
+        ask(put(log | {name: changed}, tmp_path / "log"))
+
+
+def test_a_rank_whose_layout_has_more_tensors_than_its_records(tmp_path: Path) -> None:
+    """Its columns have lost their names; those of the other rank have not."""
+    log = TARGETS["runlog"](tmp_path / "seeds")[1]
+    name = "rank00001/run.json"
+
+    def change(value: dict[str, Any]) -> None:
+        value["layouts"]["0"][0]["tensors"].append({**value["layouts"]["0"][0]["tensors"][0], "replica": 2**63})
+
+    with bounded():
+        run = ask(put(log | {name: lines(log[name], change)}, tmp_path / "log"))
+    assert run is not None and any("names of the tensors are lost" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("moment", [10**400, -(10**400), True, "nan", None, []])
+def test_an_event_at_a_time_beyond_all_bounds(moment: Any, tmp_path: Path) -> None:
+    log = TARGETS["runlog"](tmp_path / "seeds")[1]
+    name = "rank00001/events.jsonl"
+    with bounded():
+        assert ask(put(log | {name: lines(log[name], lambda value: value.update(time=moment))}, tmp_path / "log")) is not None

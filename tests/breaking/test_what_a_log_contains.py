@@ -24,6 +24,9 @@ EVENTS = {
     "scheduled": {"optimizer"},
     "scheduler": {"optimizer", "kind", "last_epoch", "rate", "step"},
     "autocast": {"dtype", "step"},
+    "slow_disk": {"seconds", "behind", "lost"},
+    "gone": {"step"},
+    "not_shown": {"what", "why"},
     "fault": {"where", "error", "place", "step", "stopped"},
 }
 

@@ -174,6 +174,9 @@ def test_an_optimizer_of_another_model(watching: Any, read: Any) -> None:
 # ---- the patches ---------------------------------------------------------------------------------------------------------
 
 
+CLIPPING = ("clip_grad_norm_", "clip_grad_value_", "_clip_grads_with_norm_")  # of the last, torch has one from 2.6 on
+
+
 def patched_places() -> list[Any]:
     def cell(function: Any) -> Any:
         return function.__closure__[function.__code__.co_freevars.index("func")].cell_contents
@@ -181,7 +184,7 @@ def patched_places() -> list[Any]:
     return [
         torch.autograd._engine_run_backward,
         torch.autocast.__enter__,
-        *(cell(getattr(clip_grad, n)) for n in ("clip_grad_norm_", "clip_grad_value_", "_clip_grads_with_norm_")),
+        *(cell(getattr(clip_grad, n)) for n in CLIPPING if hasattr(clip_grad, n)),
         dict(torch_optimizer._global_optimizer_pre_hooks),
         dict(torch_optimizer._global_optimizer_post_hooks),
     ]

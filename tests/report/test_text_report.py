@@ -156,7 +156,7 @@ def test_a_rule_that_could_not_look_at_one_of_two_optimizers_has_not_looked(make
 
 
 def test_the_worst_comes_first(draw: Any, make: Any) -> None:
-    found = [make.finding(rule=f"SK{s:d}", severity=s, message=f"a {s}") for s in Severity]
+    found = [make.finding(rule=f"SK{int(s)}", severity=s, message=f"a {s}") for s in Severity]
     text = draw(report, make.diagnosis(*(make.outcome(f.rule, "x", Status.FOUND, "", f) for f in found)))
     assert text.startswith("runs/a: 1 error, 1 warning, 1 info in 400 steps")
     assert text.index("a error") < text.index("a warning") < text.index("a info")
