@@ -39,6 +39,9 @@ _DTYPE = attrgetter("dtype")
 _PLENTY = 1e-58
 """A sum of squares of up to 10^11 elements of these dtypes: above it they are far from the smallest numbers there are."""
 
+_ENOUGH, _NEVER = 2, -(2**60)
+"""Calls from which is learnt that clipping writes to each gradient once; what is counted where it does not."""
+
 _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
 
 
@@ -52,6 +55,7 @@ class GradientLedger:
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._index(parameters)
+        self._alike = 0  # clipping calls that were seen to write to each gradient once
         self._begin()
 
     def following(self) -> GradientLedger:
@@ -71,6 +75,7 @@ class GradientLedger:
         self._sums: dict[int, Array] = {}  # of squares before clipping by value: no coefficient gives them back
         self._zeroed: dict[int, tuple[int, int]] = {}
         self._sampled: tuple[int, tuple[int, int]] | None = None
+        self._found: Signatures | None = None  # the gradients as a clipping call found them
         self._scales: dict[int, Number] = {}  # that the gradients carried when a call found them
         self._numbers: dict[int, tuple[Later, Later]] = {}  # of each call: total norm, scale
 
@@ -150,6 +155,7 @@ class GradientLedger:
         self._sampled = self._sample(call, concerned)
         if self._sampled is None:
             self._compare(signatures(self.parameters))
+            self._found = self._seen
         if self._clipped:
             self._altered.update(i for i in concerned if i in self._clipped)
         if call.kind == "value":
@@ -159,23 +165,25 @@ class GradientLedger:
             self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
 
     def _sample(self, call: ClipCall, concerned: Sequence[int]) -> tuple[int, tuple[int, int]] | None:
-        """The place and signature of one gradient that stands for all in clipping by norm, which writes to each alike.
+        """The place and signature of one gradient that stands for all in clipping by norm, which writes to each once.
 
-        What it finds in the end holds for all, or a later look at them finds another version than was to be expected. None
-        where all have to be looked at.
+        If it did not, a later look finds another version than was to be expected. None where all have to be looked at: until
+        that was seen to be so, for gradients that share memory, as views of a bucket do, also share a version.
         """
-        if call.kind != "norm" or self._seen is None or not concerned:
+        if self._alike < _ENOUGH or call.kind != "norm" or self._seen is None or not concerned:
             return None
         grad = self.parameters[concerned[0]].grad
         return (concerned[0], signature(grad)) if type(grad) is torch.Tensor else None
 
-    def _writes_since_sampled(self) -> int | None:
-        if self._sampled is None:
-            return None
+    def _written_once(self) -> bool:
+        assert self._sampled is not None
         place, (before, version) = self._sampled
-        self._sampled = None
-        now, later = signature(self.parameters[place].grad)
-        return later - version if now == before else None
+        return signature(self.parameters[place].grad) == (before, version + 1)
+
+    def _learn(self, call: ClipCall, concerned: Sequence[int]) -> None:
+        """Whether a call that was looked at in full wrote to each gradient once."""
+        if call.kind == "norm" and call.finished and concerned and self._found is not None and self._seen is not None:
+            self._alike = self._alike + 1 if written(self._found, concerned, 1) == self._seen else _NEVER
 
     def concerned(self, call: ClipCall) -> frozenset[int] | None:
         """Places of the gradients that a call clips, None where it clips others' only.
@@ -202,11 +210,15 @@ class GradientLedger:
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
         concerned = self._places(call)
-        writes = self._writes_since_sampled()
-        if writes is None or self._seen is None:
+        if self._sampled is None:
             self.accept()
+            self._learn(call, concerned)
+        elif self._written_once() and self._seen is not None:
+            self._seen = written(self._seen, concerned, 1)
         else:
-            self._seen = written(self._seen, concerned, writes)
+            self.accept()
+            self._altered.update(concerned)  # of what came before the call nobody knows
+            self._alike = _NEVER
         self._clipped.update(dict.fromkeys(concerned, call))
         if not call.finished:
             self._altered.update(concerned)
@@ -320,8 +332,9 @@ class GradientLedger:
         return math.nan if typical < 1e3 * torch.finfo(own.dtype).tiny else used / coefficient**2
 
     def _compare(self, now: Signatures) -> None:
-        if self._seen is not None:
-            self._altered.update(changed(self._seen, now))
+        if self._seen is not None and (found := changed(self._seen, now)):
+            self._altered.update(found)
+            self._alike = 0 if self._sampled is None else _NEVER  # what was expected of a call may have been wrong
         self._seen = now
 
     def _places(self, call: ClipCall) -> list[int]:

@@ -5,7 +5,7 @@ What was before the step follows from what is after it. With beta1 of the optimi
     m_before = (m - (1 - beta1) g) / beta1        p_before = (p + lr / bc1 * m / (d + eps)) / (1 - lr wd)
 
 so the sums over m_before follow from those of m², g² and g m, and Σ p_before² is found on the way to the update. They are as
-exact as m and p are rounded: where g outweighs m_before ten thousandfold `momentum_*` are NaN, and tensors whose update could
+exact as m and p are rounded: where g outweighs m_before three thousandfold `momentum_*` are NaN, and tensors whose update could
 outweigh their weights are copied before the step as they always were. Where a step leaves NaN or Inf, what was before it is
 what the step before that had left, if that one was measured too.
 

@@ -47,12 +47,12 @@ static void finish_after(After *line, const Row *row) {
     if (!row->before) line->applied_sumsq = NAN;
 }
 
-/* What was before the step, from what is after it: m = beta1 m_before + (1 - beta1) g. Where g outweighs m_before ten
+/* What was before the step, from what is after it: m = beta1 m_before + (1 - beta1) g. Where g outweighs m_before some
  * thousandfold, rounding has left too little of that in m. Where all is zero, all was. */
 static void work_back(Before *line, const After *sums, const Row *row) {
     const double kept = row->beta1, taken = 1 - kept, g = taken * taken * sums->g_sumsq, gm = row->sign * sums->gm_dot;
     const double largest = fmax(sums->m_sumsq, g), m = (sums->m_sumsq - 2 * taken * gm + g) / (kept * kept);
-    const int known = largest == 0 || largest <= 1e6 * kept * kept * m;
+    const int known = largest == 0 || largest <= 1e5 * kept * kept * m;
     line->p_sumsq = row->bias > 0 ? sums->w_sumsq : NAN;
     line->m_sumsq = known ? m : NAN;
     line->dot = known ? (gm - taken * sums->g_sumsq) / kept : NAN;
