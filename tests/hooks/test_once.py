@@ -175,3 +175,23 @@ def test_enough_needs_a_step_that_was_read(watching: Any) -> None:
     from stabkit.hooks.roster import Roster
 
     assert not once.enough(training.optimizer, Roster(training.optimizer), group_values(training.optimizer))
+
+
+@pytest.mark.parametrize("buckets", [[3], [1, 2], [2, 1]])
+def test_gradients_that_are_views_of_buckets_are_clipped_like_others(buckets: list[int], watching: Any, read: Any) -> None:
+    """As of DDP with `gradient_as_bucket_view`: views share a version, which grows with the number of views in the bucket."""
+    training = Training(fused=True)
+    rest = iter(training.parameters)
+    for count in buckets:
+        members = [next(rest) for _ in range(count)]
+        memory = torch.zeros(sum(p.numel() for p in members))
+        for p, part in zip(members, memory.split([p.numel() for p in members]), strict=True):
+            p.grad = part.view_as(p)
+    norms = []
+    with watching(training.model, training.optimizer):
+        for _ in range(8):
+            training.optimizer.zero_grad(set_to_none=False)
+            sum((p * torch.randn_like(p)).sum() for p in training.parameters).backward()  # type: ignore[union-attr]
+            norms.append(float(nn.utils.clip_grad_norm_(training.parameters, 0.5)))
+            training.optimizer.step()
+    assert read().series("grad_norm").values.tolist() == pytest.approx(norms, rel=1e-5)
