@@ -26,6 +26,7 @@ let sum = 0;
 for (let i = 0; i < pixels.length; i += 4) sum = (sum * 31 + 7 * pixels[i] + 3 * pixels[i + 1] + pixels[i + 2]) % 4294967291;
 return [canvas.width, canvas.height, sum];
 """
+OFFERED = "return [...document.getElementById(args[0]).options].some((option) => option.text.startsWith(args[1]));"
 CHOOSE = """
 const select = document.getElementById(args[0]);
 select.value = [...select.options].find((option) => option.text.startsWith(args[1])).value;
@@ -62,6 +63,11 @@ class Tab:
         frame = "const { contentDocument: document } = window.document.querySelector('iframe[src*=stabkit]'), args = arguments;"
         return self.browser.run(f"{frame} {script}", *args)
 
+    def choose(self, select: str, text: str) -> None:
+        """Choose what begins so. Of the quantities of the map one comes first, the others a moment later."""
+        assert wait_for(lambda: self.run(OFFERED, select, text))
+        self.run(CHOOSE, select, text)
+
     def complaints(self) -> list[str]:
         """What went wrong, TensorBoard's own complaints about graphics left out."""
         bad = [entry for entry in self.browser.log() if entry["level"] == "SEVERE" or "stabkit/" in entry["message"]]
@@ -96,9 +102,9 @@ def test_timeline_heatmap_and_findings_of_a_broken_run(logdir: Path, browser: Br
         assert "first mover" in tab.texts() and "What was checked" in tab.texts()
 
         first = tab.run(PICTURE)
-        tab.run(CHOOSE, "map-quantity", "Gradient norm")
+        tab.choose("map-quantity", "Gradient norm")
         second = tab.run(PICTURE)
-        tab.run(CHOOSE, "map-scale", "value")
+        tab.choose("map-scale", "value")
         third = tab.run(PICTURE)
         assert len({tuple(picture) for picture in (first, second, third)}) == 3, "quantity and colours change the picture"
 
@@ -173,7 +179,7 @@ def test_a_live_run_refreshes_and_keeps_what_was_chosen(browser: Browser, tmp_pa
             assert wait_for(lambda: list((tmp_path / "logs").glob("live/rank00000/optimizer0/steps-*")))
             time.sleep(1)
             with opened(tmp_path / "logs", browser, tmp_path) as tab:
-                tab.run(CHOOSE, "map-quantity", "Gradient norm")
+                tab.choose("map-quantity", "Gradient norm")
                 tab.run('[...document.querySelectorAll(".names button")].find((each) => each.title === "blocks.1").click();')
                 before, names = tab.run(STEPS), tab.run(NAMES)
                 assert wait_for(lambda: tab.run(STEPS) > before), "the tab keeps up"

@@ -31,6 +31,7 @@ for (let i = 0; i < pixels.length; i += 4) {
 }
 return { width: canvas.width, height: canvas.height, colours: Object.keys(colours).length, sum };
 """
+NEXT_FRAME = "return new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));"  # media queries tell then
 CHOOSE = """
 const select = document.getElementById(arguments[0]);
 select.value = [...select.options].find((option) => option.text.startsWith(arguments[1])).value;
@@ -59,6 +60,7 @@ def complaints(browser: Browser) -> list[str]:
 def colours(browser: Browser, scheme: str, media: str = "") -> None:
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.command("Emulation.setEmulatedMedia", media=media, features=features)
+    browser.run(NEXT_FRAME)
 
 
 def test_the_pictures_are_drawn_and_answer(browser: Browser, tmp_path: Path) -> None:
