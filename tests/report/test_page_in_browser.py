@@ -31,7 +31,8 @@ for (let i = 0; i < pixels.length; i += 4) {
 }
 return { width: canvas.width, height: canvas.height, colours: Object.keys(colours).length, sum };
 """
-NEXT_FRAME = "return new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));"  # media queries tell then
+# Media queries tell of new colours with the next frame.
+NEXT_FRAME = "return new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));"
 CHOOSE = """
 const select = document.getElementById(arguments[0]);
 select.value = [...select.options].find((option) => option.text.startsWith(arguments[1])).value;
