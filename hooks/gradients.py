@@ -16,6 +16,7 @@ import torch
 
 from stabkit.hooks.clip import ClipCall
 from stabkit.hooks.distributed import local, local_like
+from stabkit.hooks.expectation import Expectation
 from stabkit.hooks.signatures import (
     Signatures,
     changed,
@@ -26,7 +27,6 @@ from stabkit.hooks.signatures import (
     signature,
     signatures,
     untouched,
-    written,
 )
 from stabkit.hooks.statistics import AdamStep, TensorState, measure_before
 from stabkit.hooks.transfer import Batch, Later, Number, on_host
@@ -38,9 +38,6 @@ _WIDE = {torch.float32, torch.float64, torch.bfloat16}
 _DTYPE = attrgetter("dtype")
 _PLENTY = 1e-58
 """A sum of squares of up to 10^11 elements of these dtypes: above it they are far from the smallest numbers there are."""
-
-_ENOUGH, _NEVER = 2, -(2**60)
-"""Calls from which is learnt that clipping writes to each gradient once; what is counted where it does not."""
 
 _PLAIN = AdamStep(lr=0, beta1=0, beta2=0, eps=0, weight_decay=0, count=0, maximize=False, decoupled=True)
 
@@ -55,7 +52,6 @@ class GradientLedger:
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._index(parameters)
-        self._alike = 0  # clipping calls that were seen to write to each gradient once
         self._begin()
 
     def following(self) -> GradientLedger:
@@ -71,11 +67,10 @@ class GradientLedger:
         self._complete = False  # whether a backward was seen
         self._altered: set[int] = set()
         self._clipped: dict[int, ClipCall] = {}
+        self._expectation.begin_step()
         self._batch = Batch()
         self._sums: dict[int, Array] = {}  # of squares before clipping by value: no coefficient gives them back
         self._zeroed: dict[int, tuple[int, int]] = {}
-        self._sampled: tuple[int, tuple[int, int]] | None = None
-        self._found: Signatures | None = None  # the gradients as a clipping call found them
         self._scales: dict[int, Number] = {}  # that the gradients carried when a call found them
         self._numbers: dict[int, tuple[Later, Later]] = {}  # of each call: total norm, scale
 
@@ -114,6 +109,7 @@ class GradientLedger:
         self._known: dict[int, tuple[ClipCall, list[int]]] = {}
         self._place = {id(p): i for i, p in enumerate(self.parameters)}
         self._all = [*range(len(self.parameters))]
+        self._expectation = Expectation(self.parameters)
 
     def dropped(self, now: Signatures) -> bool:
         """Whether the gradients were thrown away since the last backward, one of which had come: set to None or to zero."""
@@ -152,10 +148,9 @@ class GradientLedger:
         """
         self._scales[id(call)] = scale
         concerned = self._places(call)
-        self._sampled = self._sample(call, concerned)
-        if self._sampled is None:
+        if not self._expectation.begin(call, concerned, self._seen):
             self._compare(signatures(self.parameters))
-            self._found = self._seen
+            self._expectation.looked(self._seen)
         if self._clipped:
             self._altered.update(i for i in concerned if i in self._clipped)
         if call.kind == "value":
@@ -163,27 +158,6 @@ class GradientLedger:
             grads = {i: g for i, g in shards.items() if g is not None and g.layout is torch.strided}
             states = [TensorState(grad, None, None, None) for grad in grads.values()]
             self._sums.update(zip(grads, measure_before(states, [_PLAIN] * len(states), self._batch), strict=True))
-
-    def _sample(self, call: ClipCall, concerned: Sequence[int]) -> tuple[int, tuple[int, int]] | None:
-        """The place and signature of one gradient that stands for all in clipping by norm, which writes to each once.
-
-        If it did not, a later look finds another version than was to be expected. None where all have to be looked at: until
-        that was seen to be so, for gradients that share memory, as views of a bucket do, also share a version.
-        """
-        if self._alike < _ENOUGH or call.kind != "norm" or self._seen is None or not concerned:
-            return None
-        grad = self.parameters[concerned[0]].grad
-        return (concerned[0], signature(grad)) if type(grad) is torch.Tensor else None
-
-    def _written_once(self) -> bool:
-        assert self._sampled is not None
-        place, (before, version) = self._sampled
-        return signature(self.parameters[place].grad) == (before, version + 1)
-
-    def _learn(self, call: ClipCall, concerned: Sequence[int]) -> None:
-        """Whether a call that was looked at in full wrote to each gradient once."""
-        if call.kind == "norm" and call.finished and concerned and self._found is not None and self._seen is not None:
-            self._alike = self._alike + 1 if written(self._found, concerned, 1) == self._seen else _NEVER
 
     def concerned(self, call: ClipCall) -> frozenset[int] | None:
         """Places of the gradients that a call clips, None where it clips others' only.
@@ -210,20 +184,24 @@ class GradientLedger:
     def clip_ends(self, call: ClipCall) -> None:
         """Take the writes of the call as understood."""
         concerned = self._places(call)
-        if self._sampled is None:
-            self.accept()
-            self._learn(call, concerned)
-        elif self._written_once() and self._seen is not None:
-            self._seen = written(self._seen, concerned, 1)
-        else:
-            self.accept()
-            self._altered.update(concerned)  # of what came before the call nobody knows
-            self._alike = _NEVER
+        self._take_in(call, concerned)
         self._clipped.update(dict.fromkeys(concerned, call))
         if not call.finished:
             self._altered.update(concerned)
         elif concerned:
             self.calls.append(call)
+
+    def _take_in(self, call: ClipCall, concerned: Sequence[int]) -> None:
+        """Note the gradients as a call has left them."""
+        if not self._expectation.used or self._seen is None:
+            self.accept()
+            self._expectation.learn(call, concerned, self._seen)
+        elif (left := self._expectation.after(concerned, self._seen)) is not None:
+            self._seen = left
+        else:
+            self.accept()
+            self._altered.update(concerned)  # of what came before the call nobody knows
+            self._expectation.give_up()
 
     def close(self, now: Signatures | None = None) -> None:
         """The step begins: what was written until now counts. The gradients as they are `now`, where that is known."""
@@ -334,7 +312,10 @@ class GradientLedger:
     def _compare(self, now: Signatures) -> None:
         if self._seen is not None and (found := changed(self._seen, now)):
             self._altered.update(found)
-            self._alike = 0 if self._sampled is None else _NEVER  # what was expected of a call may have been wrong
+            if self._expectation.used:  # what was expected of a call may have been wrong
+                self._expectation.give_up()
+            else:
+                self._expectation.forget()
         self._seen = now
 
     def _places(self, call: ClipCall) -> list[int]:

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from stabkit.hooks.distributed import version
 from stabkit.hooks.statistics.native import finder
 
-__all__ = ["Signatures", "changed", "chosen", "everywhere", "none", "places", "signature", "signatures", "untouched", "written"]
+__all__ = [
+    "Signatures", "changed", "chosen", "everywhere", "none", "places", "signature", "signatures", "untouched", "writes",
+    "written",
+]  # fmt: skip
 
 Signatures: TypeAlias = bytes
 """int64 [n, 2]: (id, version) of each parameter's gradient, zeros where it has none. What is equal is equal byte for byte."""
@@ -58,10 +61,19 @@ def changed(before: Signatures, now: Signatures) -> list[int]:
     return found
 
 
-def written(signed: Signatures, which: Sequence[int], writes: int) -> Signatures:
-    """The same after so many further in-place writes to each of some gradients."""
+def writes(before: Signatures, now: Signatures) -> NDArray[np.int64] | None:
+    """How many in-place writes to each gradient lie between the two; None where a gradient is another one now."""
+    earlier, later = _table(before), _table(now)
+    if len(earlier) != len(later) or (earlier[:, 0] != later[:, 0]).any():
+        return None
+    found: NDArray[np.int64] = later[:, 1] - earlier[:, 1]
+    return found
+
+
+def written(signed: Signatures, many: NDArray[np.int64]) -> Signatures:
+    """The same after so many further in-place writes to each gradient."""
     table = _table(signed).copy()
-    table[slice(None) if len(which) == len(table) else which, 1] += writes
+    table[:, 1] += many
     found: Signatures = table.tobytes()
     return found
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stabkit.hooks import once
+from stabkit.hooks.expectation import Expectation
 from stabkit.hooks.statistics import AdamStep, native
 from stabkit.hooks.statistics.table import Table
 
@@ -177,21 +178,70 @@ def test_enough_needs_a_step_that_was_read(watching: Any) -> None:
     assert not once.enough(training.optimizer, Roster(training.optimizer), group_values(training.optimizer))
 
 
-@pytest.mark.parametrize("buckets", [[3], [1, 2], [2, 1]])
-def test_gradients_that_are_views_of_buckets_are_clipped_like_others(buckets: list[int], watching: Any, read: Any) -> None:
-    """As of DDP with `gradient_as_bucket_view`: views share a version, which grows with the number of views in the bucket."""
-    training = Training(fused=True)
-    rest = iter(training.parameters)
-    for count in buckets:
+def in_buckets(parameters: list[nn.Parameter], counts: list[int]) -> None:
+    """Gradients that are views of as many buckets, as of DDP with `gradient_as_bucket_view`: they share a version."""
+    rest = iter(parameters)
+    for count in counts:
         members = [next(rest) for _ in range(count)]
         memory = torch.zeros(sum(p.numel() for p in members))
         for p, part in zip(members, memory.split([p.numel() for p in members]), strict=True):
             p.grad = part.view_as(p)
+
+
+def clipped_steps(training: Any, steps: int) -> list[float]:
     norms = []
+    for _ in range(steps):
+        training.optimizer.zero_grad(set_to_none=False)
+        sum((p * torch.randn_like(p)).sum() for p in training.parameters).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(training.parameters, 0.5)))
+        training.optimizer.step()
+    return norms
+
+
+@pytest.mark.parametrize("buckets", [[3], [1, 2], [2, 1], [1, 1, 1]])
+def test_gradients_that_are_views_of_buckets_are_clipped_like_others(
+    buckets: list[int], watching: Any, read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(fused=True)
+    in_buckets(training.parameters, buckets)
+    sampled = []
+    after = Expectation.after
+    monkeypatch.setattr(Expectation, "after", lambda *args: sampled.append(after(*args)) or sampled[-1])
     with watching(training.model, training.optimizer):
-        for _ in range(8):
-            training.optimizer.zero_grad(set_to_none=False)
-            sum((p * torch.randn_like(p)).sum() for p in training.parameters).backward()  # type: ignore[union-attr]
-            norms.append(float(nn.utils.clip_grad_norm_(training.parameters, 0.5)))
-            training.optimizer.step()
+        norms = clipped_steps(training, 8)
     assert read().series("grad_norm").values.tolist() == pytest.approx(norms, rel=1e-5)
+    assert len(sampled) == 6 and all(sampled), "two calls are learnt from, the others were foreseen"
+
+
+@pytest.mark.parametrize("first", [[3], [1, 2], [1, 1, 1]])
+@pytest.mark.parametrize("then", [[3], [2, 1], [1, 2], [1, 1, 1]])
+def test_buckets_that_change_are_noticed(first: list[int], then: list[int], watching: Any, read: Any) -> None:
+    """What is expected of clipping is then wrong: no norm is told that is not the right one."""
+    training = Training(fused=True)
+    in_buckets(training.parameters, first)
+    with watching(training.model, training.optimizer):
+        norms = clipped_steps(training, 5)
+        in_buckets(training.parameters, then)
+        norms += clipped_steps(training, 5)
+    told = read().series("grad_norm").values
+    known = ~np.isnan(told)
+    assert known.sum() >= 8 and known[-3:].all()
+    assert told[known] == pytest.approx(np.array(norms)[known], rel=1e-5)
+
+
+def test_two_calls_in_turn_are_learnt_apart(watching: Any, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(fused=True)
+    sampled = []
+    after = Expectation.after
+    monkeypatch.setattr(Expectation, "after", lambda *args: sampled.append(after(*args)) or sampled[-1])
+    squares = []
+    with watching(training.model, training.optimizer):
+        for _ in range(6):
+            training.optimizer.zero_grad()
+            sum((p * torch.randn_like(p)).sum() for p in training.parameters).backward()  # type: ignore[union-attr]
+            squares.append(sum(float(p.grad.square().sum()) for p in training.parameters))  # type: ignore[union-attr]
+            nn.utils.clip_grad_norm_(training.parameters[:1], 0.5)
+            nn.utils.clip_grad_norm_(training.parameters[1:], 0.1)
+            training.optimizer.step()
+    assert len(sampled) == 8 and all(sampled)
+    assert np.square(read().table("grad_norm").values[1:]).sum(axis=1) == pytest.approx(np.array(squares), rel=1e-5)
