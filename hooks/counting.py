@@ -44,9 +44,8 @@ def _count(state: Any) -> float:
     return float(step) if isinstance(step, (int, float)) else -1.0
 
 
-def device_count(optimizer: Optimizer, counts: Sequence[float]) -> Number:
+def device_count(optimizer: Optimizer, largest: float) -> Number:
     """The largest of the counts; where the optimizer keeps them on a device, that of its first tensor, still there."""
-    largest = max(counts, default=-1.0)
     state = next(iter(optimizer.state.values()), None) if largest < 0 else None
     step = state.get("step") if isinstance(state, Mapping) else None
     return step if isinstance(step, torch.Tensor) and step.numel() == 1 else largest
@@ -73,10 +72,16 @@ class StepCount:
     def now(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> int:
         """The largest count, 0 before the first step, -1 where the optimizer keeps none.
 
-        Everything is read again only where the state was replaced, or the count of its first tensor has changed.
+        Everything is read again only where the state was replaced, or the count of its first tensor has changed; not even then
+        where that was the largest and has grown by one, for no other can have grown by more.
         """
         first = next(iter(optimizer.state.values()), None)
-        known = first is not None and first is self._first and optimizer.state is self._state
-        if not known or first is None or _count(first) != self._first_count:
+        if first is None or first is not self._first or optimizer.state is not self._state:
+            self.read(optimizer, parameters)
+            return self._count
+        count = _count(first)
+        if 0 < count == self._first_count + 1 == self._count + 1:
+            self._first_count, self._count = count, int(count)
+        elif count != self._first_count:
             self.read(optimizer, parameters)
         return self._count

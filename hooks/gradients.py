@@ -244,8 +244,13 @@ class GradientLedger:
 
     def covers(self, call: ClipCall) -> bool:
         """Whether this one call explains all that happened to the gradients since they were complete."""
+        if not self._complete:
+            return False
         there = places(self._seen or b"")
-        return self._complete and all(self._clipped.get(i) is call and i not in self._altered for i in there)
+        alone = len(self.calls) == 1 and self.calls[0] is call
+        if alone and not self._altered and len(there) == len(self._clipped) == len(self.parameters):
+            return True  # as nearly always
+        return all(self._clipped.get(i) is call and i not in self._altered for i in there)
 
     def before_clipping(self, used: Array, owners: Sequence[int], wide: bool = False) -> Array:
         """Sums of squares before clipping, from those of the gradients as used; NaN where they cannot be proved.

@@ -217,13 +217,13 @@ class StepRecorder:
         if self._closure:
             self._ledger.close()
         record = StepRecord(step, attempt, layout, time=time.time(), groups=group_values(self.optimizer))
-        counts = self._count.read(self.optimizer, self.parameters, self._measurement.look() if self._measurement else None)
+        counts = self._count.read(self.optimizer, self.parameters, self._measurement.look()) if self._measurement else []
         seen = Seen(self.roster.sharded, self._window, self._ledger, copy.copy(self.wiring), self._measurement)
         unfinished = Unfinished(record, seen, self._batch)
         unfinished.beside = {name: self._batch.add(number) for name, number in (beside or {}).items()}
         unfinished.ask("loss_scale", self._loss_scale)
         unfinished.ask("unguarded", self._unguarded)
-        unfinished.ask("applied_steps", device_count(self.optimizer, counts) if self.optimizer.state else -1.0)
+        unfinished.ask("applied_steps", device_count(self.optimizer, self.count()) if self.optimizer.state else -1.0)
         passed_over = unfinished.ask("skipped", 1.0 if skipped else found_inf(self.optimizer))
         carried = unfinished.ask("carried_scale", carried_scale(self.optimizer))
         if self._measurement is not None:

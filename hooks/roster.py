@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from stabkit.hooks.distributed import cuts, is_plain, local, local_like
 from stabkit.hooks.statistics import TensorState
+from stabkit.hooks.statistics.native import finder
 from stabkit.metric import Array
 
 __all__ = ["Left", "Roster", "parameters_of"]
@@ -85,6 +86,9 @@ class Roster:
         groups = optimizer.param_groups
         if [len(group["params"]) for group in groups] != self._counts:
             return False
+        known: bool | None = finder.same(groups, self.parameters, self.trainable if fully else None) if finder else None
+        if known is not None:
+            return known
         now = parameters_of(optimizer)  # comparing tensors themselves would compute
         return all(map(is_, now, self.parameters)) and (not fully or [*map(_TRAINABLE, now)] == self.trainable)
 

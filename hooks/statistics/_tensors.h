@@ -28,7 +28,7 @@ enum { ON_CPU = 1, FLOAT = 2 };
 static struct {
     int (*describe)(void *, Described *);
     PyObject *tensor, *parameter; /* the classes: a subclass may have no memory of its own */
-    PyObject *grad, *version, *is_neg, *step;
+    PyObject *grad, *version, *is_neg, *step, *params, *requires_grad;
 } torch;
 
 static PyObject *bind(PyObject *self, PyObject *arguments) {
@@ -40,7 +40,8 @@ static PyObject *bind(PyObject *self, PyObject *arguments) {
     if (table->major != 1 || !table->describe) Py_RETURN_FALSE;
     torch.grad = PyUnicode_InternFromString("grad"), torch.version = PyUnicode_InternFromString("_version");
     torch.is_neg = PyUnicode_InternFromString("is_neg"), torch.step = PyUnicode_InternFromString("step");
-    if (!torch.grad || !torch.version || !torch.is_neg || !torch.step) return NULL;
+    torch.params = PyUnicode_InternFromString("params"), torch.requires_grad = PyUnicode_InternFromString("requires_grad");
+    if (!torch.grad || !torch.version || !torch.is_neg || !torch.step || !torch.params || !torch.requires_grad) return NULL;
     Py_INCREF(tensor), Py_INCREF(parameter);
     torch.describe = table->describe, torch.tensor = tensor, torch.parameter = parameter;
     Py_RETURN_TRUE;
@@ -74,6 +75,30 @@ static uint64_t address_of(PyObject *tensor, int64_t *size) {
     if (!count || (*size && count != *size) || found.kind != FLOAT || found.bits != 32) return 0;
     *size = count;
     return (uint64_t)(uintptr_t)found.data + found.byte_offset;
+}
+
+/* Whether these are the parameters of the optimizer's groups, in order, and ask for gradients as `trainable` has it. */
+static PyObject *py_same(PyObject *self, PyObject *arguments) {
+    PyObject *groups, *parameters, *trainable; /* lists; the last may be None */
+    Py_ssize_t at = 0, same = 1;
+    (void)self;
+    if (!PyArg_ParseTuple(arguments, "O!O!O", &PyList_Type, &groups, &PyList_Type, &parameters, &trainable)) return NULL;
+    for (Py_ssize_t g = 0; same && g < PyList_Size(groups); g++) {
+        PyObject *group = PyList_GetItem(groups, g);
+        PyObject *params = PyDict_Check(group) ? PyDict_GetItemWithError(group, torch.params) : NULL;
+        if (!params || !PyList_Check(params)) return PyErr_Occurred() ? NULL : (Py_INCREF(Py_None), Py_None);
+        Py_ssize_t count = PyList_Size(params);
+        same = count <= PyList_Size(parameters) - at;
+        for (Py_ssize_t i = 0; same && i < count; i++, at++) same = PyList_GetItem(params, i) == PyList_GetItem(parameters, at);
+    }
+    same = same && at == PyList_Size(parameters);
+    for (Py_ssize_t i = 0; same && trainable != Py_None && i < at; i++) {
+        PyObject *now = PyObject_GetAttr(PyList_GetItem(parameters, i), torch.requires_grad);
+        if (!now) return NULL;
+        same = now == PyList_GetItem(trainable, i);
+        Py_DECREF(now);
+    }
+    return PyBool_FromLong((long)same);
 }
 
 /* The optimizer's state of each parameter, borrowed; NULL of those without. Asks for no hash where the order is the same:

@@ -26,7 +26,7 @@ def _load() -> Any:
         module = import_module("stabkit.hooks.statistics._one_pass")
     except Exception:  # not built, or built for something else: whatever that raises
         return None
-    stale = ROW.size != module.ROW_BYTES or not hasattr(module, "bind")  # a build of another version
+    stale = ROW.size != module.ROW_BYTES or not hasattr(module, "same")  # a build of another version
     return None if stale else module
 
 

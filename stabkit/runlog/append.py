@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from stabkit.runlog.format import (
     tensor_dtype,
 )
 from stabkit.runlog.lines import checksum_line
-from stabkit.runlog.record import GROUP_FIELDS, STEP_FIELDS, StepRecord
+from stabkit.runlog.record import STEP_FIELDS, StepRecord
 
 __all__ = ["LineFile", "StreamWriter"]
 
 _LEAST = 64
+_ONE = step_dtype(1)
+_OF_STEP = attrgetter(*(name for name in _ONE.names or () if name in STEP_FIELDS))
+_OF_GROUP = attrgetter(*(_ONE["group"].base.names or ()))
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -206,10 +210,7 @@ def _write_whole(file: int, data: bytes, at: int) -> None:
 
 
 def _fill_step(row: Records, record: StepRecord) -> None:
-    for name in STEP_FIELDS:
-        row[name] = getattr(record, name)
-    for name in GROUP_FIELDS:
-        row["group"][name] = [getattr(group, name) for group in record.groups]
+    row[0] = (*_OF_STEP(record), [_OF_GROUP(group) for group in record.groups], 0)
 
 
 def _fill_tensors(row: Records, record: StepRecord) -> None:
