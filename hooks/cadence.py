@@ -64,11 +64,16 @@ class Cadence:
         if not fits:
             return False
         self._waited += 1
-        closely = self._closely > 0 and self._credit > -_DEBT * self._cost
-        self._measured = closely or self._credit >= self._cost or self._waited >= _LONGEST
+        self._measured = self.affordable or self._waited >= _LONGEST
         if self._measured:
             self._waited = 0
         return self._measured
+
+    @property
+    def affordable(self) -> bool:
+        """Whether what was left at the last look pays for measuring a step."""
+        closely = self._closely > 0 and self._credit > -_DEBT * self._cost
+        return self._budget is None or closely or self._credit >= self._cost
 
     def spend(self, seconds: float) -> None:
         """So much was spent on the training's thread."""

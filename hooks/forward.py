@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,9 +43,13 @@ class Forward:
         model: A module or a dict of modules.
         every: Look at every n-th step.
         note: Puts a note into the log.
+
+    Attributes:
+        spent: Seconds that the looks since the last step took on the training's thread.
     """
 
     def __init__(self, model: Any, every: int, note: Callable[..., None]) -> None:
+        self.spent = 0.0
         self._model, self._every, self._note = model, every, note
         self._names = named_parameters(model)
         self._strange: set[int] = set()  # ids of parameters that are another model's
@@ -71,10 +76,10 @@ class Forward:
                 _undo.pop()()
         self._model, self._names, self._seen = {}, {}, {}
 
-    def take(self, step: int) -> dict[str, torch.Tensor]:
-        """What was seen until the end of a step: number by name. The next begins."""
-        seen, self._seen = self._seen, {}
-        self._wanted = step % self._every == 0
+    def take(self, step: int, wanted: bool = True) -> dict[str, torch.Tensor]:
+        """What was seen until the end of a step: number by name. The next begins, and may be `wanted` or not."""
+        seen, self._seen, self.spent = self._seen, {}, 0.0
+        self._wanted = wanted and step % self._every == 0
         return seen
 
     def attended(self, query: torch.Tensor, measure: Measure) -> None:
@@ -178,11 +183,13 @@ def _can_be_seen(*tensors: Any) -> bool:
 def _tell(act: Callable[[Forward], None]) -> None:
     """Let everybody look. Nothing raised in here reaches the user's training, nor a mode of theirs what is computed."""
     for one in _seeing:
+        begin = time.perf_counter()
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
                 act(one)
         except Exception as error:
             one.failed(error)
+        one.spent += time.perf_counter() - begin
 
 
 def _farther(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -288,7 +288,7 @@ class Monitor:
         if watched is None:
             return
         recorder = watched.recorder
-        seen = self._forward.take(watched.step) if self._forward and watched.index == 0 else {}
+        seen = self._seen_forward(watched) if self._forward and watched.index == 0 else {}
         try:
             if recorder.spoiled:
                 watched.count = recorder.count()
@@ -302,6 +302,13 @@ class Monitor:
             watched.reach.stepped(recorder.parameters)
             self._tell_unused(watched)
             recorder.begin_step()
+
+    def _seen_forward(self, watched: Watched) -> dict[str, torch.Tensor]:
+        """What the forward passes of a step have shown; they are paid for out of the same budget."""
+        assert self._forward is not None
+        cadence = watched.recorder.cadence
+        cadence.spend(self._forward.spent)
+        return self._forward.take(watched.step, cadence.affordable)
 
     def _deliver(self, watched: Watched, unfinished: Unfinished | None = None, last: bool = False) -> None:
         """Hand on, in order, the records whose numbers have come; at the very last all, however long that takes."""

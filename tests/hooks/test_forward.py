@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -285,3 +286,30 @@ def test_what_is_in_place_can_be_scripted(logdir: Path) -> None:
         torch.jit.script(nn.MultiheadAttention(8, 2))
     x, y = torch.randn(4, 8), torch.randint(8, (4,))
     assert torch.equal(scripted(x, y), Scripted()(x, y))
+
+
+def test_the_budget_pays_for_forward_looks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that takes far more than the budget allows is taken seldom, and the log says how much of the time was spent."""
+    looks = 0
+
+    def slow(*args: Any) -> torch.Tensor:
+        nonlocal looks
+        looks += 1
+        time.sleep(0.004)
+        return logits.attention_bound(*args)
+
+    monkeypatch.setattr(forward, "attention_bound", slow)
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    steps = 600
+    with stabkit.watch(model, optimizer, tmp_path / "run", tensorboard=False, forward=True, budget=0.5):
+        for _ in range(steps):
+            loss = F.cross_entropy(model(torch.randn(2, 4, WIDTH)).flatten(0, 1), torch.zeros(8, dtype=torch.long))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            time.sleep(0.001)
+    events = stabkit.load(tmp_path / "run").events
+    told = [event["share"] for event in events if event["event"] == "cadence"]
+    assert 0 < looks < 0.8 * steps
+    assert told and told[-1] < 0.6
