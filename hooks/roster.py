@@ -86,9 +86,10 @@ class Roster:
         groups = optimizer.param_groups
         if [len(group["params"]) for group in groups] != self._counts:
             return False
-        known: bool | None = finder.same(groups, self.parameters, self.trainable if fully else None) if finder else None
-        if known is not None:
-            return known
+        if finder and type(groups) is list:
+            known: bool | None = finder.same(groups, self.parameters, self.trainable if fully else None)
+            if known is not None:
+                return known
         now = parameters_of(optimizer)  # comparing tensors themselves would compute
         return all(map(is_, now, self.parameters)) and (not fully or [*map(_TRAINABLE, now)] == self.trainable)
 
