@@ -21,7 +21,7 @@ __all__ = ["Expectation"]
 _ENOUGH = 2
 """Calls in a row that wrote alike. It need not be once to each: gradients that are views of a bucket share a version."""
 _KINDS = 64
-"""Calls on different parameters that are told apart within a step."""
+"""Calls on different parameters that are told apart."""
 
 Writes: TypeAlias = NDArray[np.int64]
 """How often each gradient was written to."""
@@ -90,13 +90,10 @@ class Expectation:
         if many is not None and len(self._learnt) < _KINDS:
             self._learnt[kind] = times + 1 if np.array_equal(many, before) else 1, many
 
-    def forget(self) -> None:
-        """Somebody else wrote to a gradient."""
+    def surprised(self) -> None:
+        """A gradient is not as it was seen last: somebody wrote to it, or what was expected of the last call was wrong."""
         self._learnt.clear()
-
-    def give_up(self) -> None:
-        """What was expected was wrong."""
-        self._trusted = False
+        self._trusted = self._trusted and not self.used
 
 
 def _kind(concerned: Sequence[int]) -> _Kind:

@@ -201,7 +201,7 @@ class GradientLedger:
         else:
             self.accept()
             self._altered.update(concerned)  # of what came before the call nobody knows
-            self._expectation.give_up()
+            self._expectation.surprised()
 
     def close(self, now: Signatures | None = None) -> None:
         """The step begins: what was written until now counts. The gradients as they are `now`, where that is known."""
@@ -317,10 +317,7 @@ class GradientLedger:
     def _compare(self, now: Signatures) -> None:
         if self._seen is not None and (found := changed(self._seen, now)):
             self._altered.update(found)
-            if self._expectation.used:  # what was expected of a call may have been wrong
-                self._expectation.give_up()
-            else:
-                self._expectation.forget()
+            self._expectation.surprised()
         self._seen = now
 
     def _places(self, call: ClipCall) -> list[int]:

@@ -178,6 +178,19 @@ def test_enough_needs_a_step_that_was_read(watching: Any) -> None:
     assert not once.enough(training.optimizer, Roster(training.optimizer), group_values(training.optimizer))
 
 
+@pytest.fixture
+def foreseen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Grows with each clipping call of which one gradient was looked at: the gradients after it, None if it surprised."""
+    after, found = Expectation.after, []
+
+    def noted(*args: Any) -> Any:
+        found.append(after(*args))
+        return found[-1]
+
+    monkeypatch.setattr(Expectation, "after", noted)
+    return found
+
+
 def in_buckets(parameters: list[nn.Parameter], counts: list[int]) -> None:
     """Gradients that are views of as many buckets, as of DDP with `gradient_as_bucket_view`: they share a version."""
     rest = iter(parameters)
@@ -200,17 +213,14 @@ def clipped_steps(training: Any, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("buckets", [[3], [1, 2], [2, 1], [1, 1, 1]])
 def test_gradients_that_are_views_of_buckets_are_clipped_like_others(
-    buckets: list[int], watching: Any, read: Any, monkeypatch: pytest.MonkeyPatch
+    buckets: list[int], watching: Any, read: Any, foreseen: list[Any]
 ) -> None:
     training = Training(fused=True)
     in_buckets(training.parameters, buckets)
-    sampled = []
-    after = Expectation.after
-    monkeypatch.setattr(Expectation, "after", lambda *args: sampled.append(after(*args)) or sampled[-1])
     with watching(training.model, training.optimizer):
         norms = clipped_steps(training, 8)
     assert read().series("grad_norm").values.tolist() == pytest.approx(norms, rel=1e-5)
-    assert len(sampled) == 6 and all(sampled), "two calls are learnt from, the others were foreseen"
+    assert len(foreseen) == 6 and all(foreseen), "two calls are learnt from, the others were foreseen"
 
 
 @pytest.mark.parametrize("first", [[3], [1, 2], [1, 1, 1]])
@@ -229,11 +239,8 @@ def test_buckets_that_change_are_noticed(first: list[int], then: list[int], watc
     assert told[known] == pytest.approx(np.array(norms)[known], rel=1e-5)
 
 
-def test_two_calls_in_turn_are_learnt_apart(watching: Any, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_calls_in_turn_are_learnt_apart(watching: Any, read: Any, foreseen: list[Any]) -> None:
     training = Training(fused=True)
-    sampled = []
-    after = Expectation.after
-    monkeypatch.setattr(Expectation, "after", lambda *args: sampled.append(after(*args)) or sampled[-1])
     squares = []
     with watching(training.model, training.optimizer):
         for _ in range(6):
@@ -243,5 +250,5 @@ def test_two_calls_in_turn_are_learnt_apart(watching: Any, read: Any, monkeypatc
             nn.utils.clip_grad_norm_(training.parameters[:1], 0.5)
             nn.utils.clip_grad_norm_(training.parameters[1:], 0.1)
             training.optimizer.step()
-    assert len(sampled) == 8 and all(sampled)
+    assert len(foreseen) == 8 and all(foreseen)
     assert np.square(read().table("grad_norm").values[1:]).sum(axis=1) == pytest.approx(np.array(squares), rel=1e-5)
